@@ -1,0 +1,79 @@
+"""What the project checks, and how: `nox` runs tests, lint and types; `nox --list` shows the rest."""
+
+import sys
+from pathlib import Path
+
+import nox
+from nox.command import CommandFailed
+
+nox.needs_version = ">=2025.10.16"
+nox.options.sessions = ["tests", "lint", "types"]
+nox.options.default_venv_backend = "virtualenv"
+nox.options.download_python = "never"
+nox.options.reuse_venv = "yes"
+# Skip a Python that is not installed. Left to itself, nox makes that an error where CI is set.
+nox.options.error_on_missing_interpreters = False
+
+PYPROJECT = nox.project.load_toml("pyproject.toml")
+PYTHONS = nox.project.python_versions(PYPROJECT)
+
+# nox always finds the Python it runs on. If that is a supported one, the tests cannot all be skipped.
+if "{}.{}".format(*sys.version_info) not in PYTHONS:
+    sys.exit(f"nox runs on Python {sys.version.split()[0]} here; run it on one of {', '.join(PYTHONS)}")
+
+
+def install(session: nox.Session, project: str, *groups: str) -> None:
+    session.install(project, *nox.project.dependency_groups(PYPROJECT, *groups))
+
+
+@nox.session(python=PYTHONS)
+def tests(session: nox.Session) -> None:
+    """Run pytest; arguments after `--` go to it."""
+    install(session, ".[cli]", "test")
+    session.run("pytest", *session.posargs)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Check rules and layout with ruff."""
+    session.install(*nox.project.dependency_groups(PYPROJECT, "lint"))
+    session.run("ruff", "check")
+    session.run("ruff", "format", "--check")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Check types with mypy, then with pyright where Node.js can be had."""
+    install(session, ".[all]", "types")
+    session.run("mypy", "--strict")
+    try:
+        session.run("pyright", "--version", silent=True)
+    except CommandFailed:
+        session.warn("pyright was not to be had (it needs Node.js): no second opinion")
+        return
+    session.run("pyright")
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Print the figures to hold; arguments after `--` go to the script."""
+    install(session, ".[all]", "bench")
+    session.run("python", "benchmarks/run.py", *session.posargs)
+
+
+@nox.session
+def examples(session: nox.Session) -> None:
+    """Run every example; each must exit with 0."""
+    install(session, ".[all]")
+    scripts = sorted(Path("examples").glob("*.py"))
+    if not scripts:
+        session.error("there are no examples")
+    for script in scripts:
+        session.run("python", script)
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Build the documentation; a broken link is an error."""
+    session.install(*nox.project.dependency_groups(PYPROJECT, "docs"))
+    session.run("mkdocs", "build", "--strict", "--site-dir", session.create_tmp())

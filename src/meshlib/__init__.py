@@ -1,0 +1,39 @@
+"""What a service mesh gives to outgoing HTTP calls, as a library.
+
+    mesh = Mesh(Service("orders", ["10.0.0.1:8080", "10.0.0.2:8080"]))
+    with mesh.client("orders") as client:
+        client.get("/v1/orders/5")
+
+A call goes to the best endpoint of the service that its URL names, and to another one when that breaks. Clients are
+plain httpx clients. Everything here is public; everything else is the inside.
+"""
+
+from meshlib.core.balance.least_request import LeastRequest
+from meshlib.core.balance.round_robin import RoundRobin
+from meshlib.core.report import report
+from meshlib.endpoint import Endpoint
+from meshlib.errors import ConfigError, DeadlineExceeded, MeshError, NoEndpoints, UnknownService
+from meshlib.mesh import Mesh
+from meshlib.policy import Breaker, Budget, Connections, Retry, Timeout
+from meshlib.service import Service
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Breaker",
+    "Budget",
+    "ConfigError",
+    "Connections",
+    "DeadlineExceeded",
+    "Endpoint",
+    "LeastRequest",
+    "Mesh",
+    "MeshError",
+    "NoEndpoints",
+    "Retry",
+    "RoundRobin",
+    "Service",
+    "Timeout",
+    "UnknownService",
+    "report",
+]

@@ -1,0 +1,39 @@
+"""Round robin, weighted by earliest deadline first.
+
+Every node has a deadline; the earliest goes next and its deadline moves on by 1/weight. With equal weights this is
+plain rotation, with unequal ones the turns of a heavy node are spread out instead of following each other. The first
+round starts at a random node, or all the workers of a fleet would start at the same one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from heapq import heapify, heapreplace
+
+from meshlib.core.balance import Candidates
+from meshlib.core.chance import Rng
+from meshlib.core.node import Node
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RoundRobin:
+    """Gives every endpoint its turn, in proportion to its weight."""
+
+    def prepare(self, nodes: Sequence[Node], rng: Rng) -> Candidates:
+        """See `Balancer`."""
+        start = rng.randrange(0, len(nodes))
+        rotated = [*nodes[start:], *nodes[:start]]
+        turns = [(1 / node.effective_weight, place, node) for place, node in enumerate(rotated)]
+        heapify(turns)
+
+        def candidates(now: float, key: str | None) -> Iterator[Node]:
+            seen: set[int] = set()
+            while len(seen) < len(turns):
+                deadline, place, node = turns[0]
+                heapreplace(turns, (deadline + 1 / node.effective_weight, place, node))
+                if place not in seen:
+                    seen.add(place)
+                    yield node
+
+        return candidates

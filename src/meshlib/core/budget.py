@@ -1,0 +1,35 @@
+"""The retry budget of a service: how much extra work a bad time may cause.
+
+Decides whether an extra attempt can be paid for. It knows neither time nor nodes: failures drain the bucket, successes
+refill it, so that in a total outage the extra attempts dry up whatever the load is, and come back with the answers.
+"""
+
+from __future__ import annotations
+
+from meshlib.policy import Budget
+
+
+class Bucket:
+    """The tokens of one service.
+
+    Args:
+        settings: its size and prices.
+    """
+
+    __slots__ = ("_settings", "tokens")
+
+    def __init__(self, settings: Budget) -> None:
+        self._settings = settings
+        self.tokens = float(settings.capacity)
+
+    def pay(self, *, throttled: bool) -> float:
+        """Take the price of an extra attempt; 0 if it cannot be paid, and then nothing is taken."""
+        cost = self._settings.throttle_cost if throttled else self._settings.retry_cost
+        if cost > self.tokens:
+            return 0.0
+        self.tokens -= cost
+        return cost
+
+    def succeeded(self, paid: float) -> None:
+        """A call succeeded; `paid` is what its last extra attempt cost, 0 if it needed none."""
+        self.tokens = min(self._settings.capacity, self.tokens + (paid or self._settings.refund))

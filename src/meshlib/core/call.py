@@ -1,0 +1,230 @@
+"""One call: which endpoint its next attempt uses, what an attempt's end means, and whether there is another one.
+
+This is the step object that both drivers turn: `begin` an attempt, do the I/O, `settle` it, and either return or begin
+again; `release` when the response has ended. It decides everything that can be decided without I/O and does none: the
+sync and the async driver differ only in how they wait.
+
+    begin -> (I/O) -> settle -> None: final
+                             -> seconds: wait that long, then begin
+    release: once per attempt, when its response has ended in whatever way
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from meshlib.core.backoff import delay_before
+from meshlib.core.cluster import Cluster
+from meshlib.core.node import Node
+from meshlib.core.outcome import End, Outcome, outcome_of_end, outcome_of_status, verdict_of
+from meshlib.core.report import Attempt, Kind, Report
+
+
+TIMER_SLACK = 0.002
+"""Seconds by which a timer may go off before the instant it was set for."""
+
+LAPSE = 1.0
+"""Seconds after its deadline at which an attempt that never reported is taken for lost."""
+
+
+class Call:
+    """One logical request to a service.
+
+    Args:
+        cluster: the service's live state.
+        repeatable: whether the request may be executed twice (rule C1).
+        deadline: when the call is given up, on the mesh's clock.
+        key: what a consistent hash goes by.
+    """
+
+    __slots__ = (
+        "_cluster",
+        "_counted",
+        "_kind",
+        "_key",
+        "_paid",
+        "_transparent_used",
+        "_tried",
+        "_waited",
+        "_walk",
+        "deadline",
+        "repeatable",
+        "report",
+    )
+
+    def __init__(self, cluster: Cluster, *, repeatable: bool, deadline: float, key: str | None = None) -> None:
+        self._cluster = cluster
+        self._key = key
+        self._kind: Kind = "first"
+        self._walk: Iterator[Node] | None = None
+        self._tried: list[Node] = []
+        self._counted = 0
+        self._paid = 0.0
+        self._transparent_used = False
+        self._waited = 0.0
+        self.repeatable = repeatable
+        self.deadline = deadline
+        self.report = Report(cluster.service.name)
+
+    def begin(self, now: float) -> Attempt | None:
+        """Start the next attempt.
+
+        Returns:
+            The attempt, with its node and deadline; None if no node may be used or no time is left.
+        """
+        if now >= self.deadline:
+            return None
+        deadline = min(now + self._cluster.service.timeout.attempt, self.deadline)
+        with self._cluster.lock:
+            self._cluster.collect_orphans()
+            chosen = self._choose(now, deadline + LAPSE)
+            if chosen is None:
+                return None
+            node, permit, why = chosen
+            attempt = Attempt(
+                node, permit, kind=self._kind, why=why, started=now, deadline=deadline, waited=self._waited
+            )
+        if self._kind in ("first", "retry"):
+            self._counted += 1
+        self.report.attempts.append(attempt)
+        return attempt
+
+    def settle(
+        self,
+        attempt: Attempt,
+        now: float,
+        *,
+        status: int | None = None,
+        retry_after: float | None = None,
+        end: End | None = None,
+        error: str | None = None,
+        sent: bool = True,
+        resendable: bool = True,
+    ) -> float | None:
+        """Judge an attempt by its headers, or by its end without any, and decide what follows.
+
+        Args:
+            attempt: what `begin` returned.
+            now: the time.
+            status: the answer's status.
+            retry_after: the answer's `Retry-After` in seconds.
+            end: what ended it, if there was no answer.
+            error: the exception in words, for the report.
+            sent: whether any request byte was written.
+            resendable: whether the body can be sent whole again (rule C3).
+
+        Returns:
+            None if this was the last attempt; else the seconds to wait before the next `begin`.
+        """
+        attempt.seconds = now - attempt.started
+        attempt.status, attempt.retry_after, attempt.error = status, retry_after, error
+        if end is End.timeout and now >= self.deadline - TIMER_SLACK:
+            end = End.deadline
+        with self._cluster.lock:
+            attempt.outcome = self._judge(attempt, now, end, sent)
+            if attempt.outcome is Outcome.ok:
+                return None
+            if end is not None:
+                attempt.finish()
+            return self._follow(attempt, now, end, sent, resendable)
+
+    def release(self, attempt: Attempt, now: float, *, died: str | None = None) -> None:
+        """An attempt's response has ended; counts once, however often it is said.
+
+        Args:
+            attempt: a settled attempt.
+            now: the time.
+            died: what killed the body, in words, if it did not end well: one more failure of the node.
+        """
+        with self._cluster.lock:
+            if attempt.finish() and died is not None and attempt.outcome is Outcome.ok:
+                attempt.outcome, attempt.error = Outcome.failed, died
+                attempt.node.failures += 1
+                self._cluster.record(attempt.node, attempt.permit, False, now)
+
+    def is_expired(self, now: float) -> bool:
+        """Whether the total time has run out."""
+        return now >= self.deadline - TIMER_SLACK
+
+    def _choose(self, now: float, lapses_at: float) -> tuple[Node, int, str] | None:
+        """The next node whose breaker admits this call: one not tried yet, else the best again (rule C2)."""
+        if self._kind == "transparent":
+            node = self._tried[-1]
+            if (permit := node.breaker.admit(now, lapses_at)) is not None:
+                return node, permit, "again"
+        view = self._cluster.view
+        if self._walk is None:
+            self._walk = view.candidates(now, self._key)
+        for node in self._walk:
+            if node not in self._tried and (permit := node.breaker.admit(now, lapses_at)) is not None:
+                self._tried.append(node)
+                return node, permit, "probe" if node.breaker.state == "half_open" else view.balancer
+        for node in view.candidates(now, self._key):
+            if (permit := node.breaker.admit(now, lapses_at)) is not None:
+                return node, permit, "again"
+        return None
+
+    def _judge(self, attempt: Attempt, now: float, end: End | None, sent: bool) -> Outcome:
+        """Find the outcome, and tell node, breaker and budget."""
+        node = attempt.node
+        if end is None:
+            assert attempt.status is not None
+            outcome = outcome_of_status(attempt.status)
+        else:
+            usual = node.ewma if node.ewma else None
+            outcome = outcome_of_end(end, sent=sent, lasted=attempt.seconds, usual=usual)
+        verdict = verdict_of(outcome, status=attempt.status, end=end)
+        node.settle(attempt.number, now, success=verdict)
+        if end in (End.timeout, End.deadline):
+            node.observe_at_least(attempt.seconds, now)
+        self._cluster.record(node, attempt.permit, verdict, now)
+        if outcome is Outcome.ok:
+            self._cluster.bucket.succeeded(self._paid)
+        return outcome
+
+    def _follow(self, attempt: Attempt, now: float, end: End | None, sent: bool, resendable: bool) -> float | None:
+        """Whether there is another attempt, of which kind, and after how long."""
+        if not resendable:
+            return None
+        if end is End.stale and not self._transparent_used and (self.repeatable or not sent):
+            self._transparent_used = True  # rule C8: nobody's fault, and free, once
+            self._kind, self._waited = "transparent", 0.0
+            return 0.0
+        kind = self._next_kind(attempt)
+        if kind is None:
+            return None
+        wait = self._wait_before(kind, attempt)
+        if now + wait >= self.deadline:
+            return None
+        paid = self._cluster.bucket.pay(throttled=attempt.retry_after is not None)
+        if not paid:
+            return None
+        self._kind, self._waited, self._paid = kind, wait, paid
+        return wait
+
+    def _next_kind(self, attempt: Attempt) -> Kind | None:
+        """What another attempt would be, by the rules alone; None if they forbid it."""
+        retry = self._cluster.service.retry
+        if attempt.outcome is Outcome.not_sent:
+            if self._untried(attempt.started):
+                return "failover"
+        elif not self.repeatable:
+            return None
+        elif attempt.outcome is Outcome.rejected:
+            if attempt.status not in retry.on_status and (attempt.status != 429 or attempt.retry_after is None):
+                return None
+        elif attempt.outcome is not Outcome.failed:
+            return None
+        return "retry" if self._counted < retry.max_attempts else None
+
+    def _wait_before(self, kind: Kind, attempt: Attempt) -> float:
+        """The server's word (rule C9); nothing before a failover or the first retry elsewhere; else the back-off."""
+        if attempt.retry_after is not None:
+            return attempt.retry_after
+        if kind == "failover" or (self._counted == 1 and self._untried(attempt.started)):
+            return 0.0
+        return delay_before(self._counted, self._cluster.rng)
+
+    def _untried(self, now: float) -> bool:
+        """Whether there is a usable node this call has not been to."""
+        return any(node.breaker.is_eligible(now) and node not in self._tried for node in self._cluster.view.nodes)

@@ -1,0 +1,121 @@
+"""The live state of one service: its nodes, its view, its retry budget, and the one lock over them.
+
+Decides which nodes survive a change of the endpoints and tells breakers their verdicts. It publishes a new view by one
+assignment. It never resolves a name and never does I/O; the lock is held for arithmetic only.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+from threading import Lock
+from typing import TYPE_CHECKING
+
+from meshlib.core.budget import Bucket
+from meshlib.core.chance import Rng
+from meshlib.core.node import Node
+from meshlib.core.report import Attempt
+from meshlib.core.snapshot import NodeSnapshot, ServiceSnapshot, quantile
+from meshlib.core.view import View
+from meshlib.endpoint import Endpoint, Place
+
+if TYPE_CHECKING:
+    from meshlib.service import Service
+
+
+class Cluster:
+    """The live state of a service.
+
+    Args:
+        service: its settings.
+        rng: the only source of chance.
+
+    Attributes:
+        view: what the request path reads, without the lock.
+        bucket: the retry budget.
+        orphans: attempts whose response was garbage-collected without being closed. A finalizer may run while this
+            very thread holds the lock, so it appends here and the next call does the counting.
+    """
+
+    def __init__(self, service: Service, rng: Rng) -> None:
+        self.service = service
+        self.rng = rng
+        self.lock = Lock()
+        self.bucket = Bucket(service.retry.budget)
+        self.orphans: deque[Attempt] = deque()
+        self._nodes: dict[Place, Node] = {}
+        self._source = ""
+        self._published_at = 0.0
+        self.view = View.build((), service.balancer, rng, service.breaker.max_ejected)
+
+    def publish(self, endpoints: Iterable[Endpoint], source: str, now: float) -> None:
+        """Take over a new set of endpoints; places that stay keep their node.
+
+        Args:
+            endpoints: the whole set.
+            source: where it came from, for people.
+            now: the time.
+        """
+        with self.lock:
+            nodes: dict[Place, Node] = {}
+            for endpoint in endpoints:
+                node = self._nodes.get(endpoint.place) or Node(endpoint, self.service.breaker)
+                node.endpoint, node.effective_weight = endpoint, float(endpoint.weight)
+                nodes[endpoint.place] = node
+            self._nodes, self._source, self._published_at = nodes, source, now
+            self.view = View.build(
+                tuple(nodes.values()), self.service.balancer, self.rng, self.service.breaker.max_ejected
+            )
+
+    def record(self, node: Node, permit: int, success: bool | None, now: float) -> None:
+        """Tell a node's breaker a verdict. Under the lock."""
+        may_open = success is False and self.view.may_eject()
+        node.breaker.record(permit, success, now=now, may_open=may_open, rng=self.rng)
+
+    def collect_orphans(self) -> None:
+        """Count the ends of responses that were garbage-collected. Under the lock."""
+        while self.orphans:
+            self.orphans.popleft().finish()
+
+    def snapshot(self, now: float) -> ServiceSnapshot:
+        """The state of the service as frozen values."""
+        with self.lock:
+            self.collect_orphans()
+            nodes = tuple(_node_snapshot(node, now) for node in self.view.nodes)
+            return ServiceSnapshot(
+                name=self.service.name,
+                nodes=nodes,
+                in_flight=sum(node.in_flight for node in nodes),
+                panic=False,
+                budget_tokens=self.bucket.tokens,
+                source=self._source,
+                age=now - self._published_at,
+                warnings=(),
+            )
+
+
+def _node_snapshot(node: Node, now: float) -> NodeSnapshot:
+    eligible = node.breaker.is_eligible(now)
+    latencies = sorted(node.latencies)
+    return NodeSnapshot(
+        endpoint=str(node.endpoint),
+        state=node.breaker.state,
+        eligible=eligible,
+        why=_why(node, eligible),
+        in_flight=node.in_flight,
+        attempts=node.attempts,
+        failures=node.failures,
+        ewma=node.ewma,
+        weight=node.effective_weight,
+        rate=node.rate(now),
+        p50=quantile(latencies, 0.50),
+        p99=quantile(latencies, 0.99),
+    )
+
+
+def _why(node: Node, eligible: bool) -> str:
+    if node.breaker.state == "closed":
+        return "closed"
+    if node.breaker.state == "half_open":
+        return "a probe is due" if eligible else "a probe is under way"
+    return "the next call is the probe" if eligible else "ejected after failures in a row"

@@ -1,0 +1,108 @@
+"""The live side of an endpoint: what its calls have shown about it.
+
+Decides what is remembered of an attempt. It never chooses: balancers and the view read it. A node survives every
+re-resolution of its place, so what it has learned outlives views and balancers. Its owner, the cluster, touches it
+only under the cluster's lock.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+
+from meshlib.core.breaker import NodeBreaker
+from meshlib.endpoint import Endpoint
+from meshlib.policy import Breaker
+
+MEMORY = 10.0
+"""Seconds after which an observation has lost all but 1/e of its weight in `ewma` and `rate`."""
+
+REMEMBERED = 256
+"""Latencies kept for the quantiles of a snapshot."""
+
+
+class Node:
+    """The live side of a place.
+
+    Args:
+        endpoint: what the resolver says of it.
+        breaker: the service's settings.
+
+    Attributes:
+        in_flight: attempts whose response has not ended.
+        attempts: attempts ever made.
+        failures: those that ended badly, or whose body died.
+        ewma: exponentially weighted latency in seconds, 0 until the first answer.
+        effective_weight: what the view gives the balancer to work with.
+        breaker: the state machine.
+    """
+
+    __slots__ = (
+        "_observed_at",
+        "_open",
+        "_rate",
+        "_rated_at",
+        "attempts",
+        "breaker",
+        "effective_weight",
+        "endpoint",
+        "ewma",
+        "failures",
+        "in_flight",
+        "latencies",
+    )
+
+    def __init__(self, endpoint: Endpoint, breaker: Breaker) -> None:
+        self.endpoint = endpoint
+        self.effective_weight = float(endpoint.weight)
+        self.breaker = NodeBreaker(breaker)
+        self.in_flight = 0
+        self.attempts = 0
+        self.failures = 0
+        self.ewma = 0.0
+        self.latencies: deque[float] = deque(maxlen=REMEMBERED)
+        self._open: dict[int, float] = {}
+        self._observed_at = -math.inf
+        self._rate = 0.0
+        self._rated_at = 0.0
+
+    @property
+    def oldest_open(self) -> float | None:
+        """When the oldest attempt under way was started; None if there is none."""
+        return next(iter(self._open.values()), None)
+
+    def start(self, now: float) -> int:
+        """An attempt begins; returns the number it is closed by."""
+        self.attempts += 1
+        self.in_flight += 1
+        self._rate = self.rate(now) + 1 / MEMORY
+        self._rated_at = now
+        self._open[self.attempts] = now
+        return self.attempts
+
+    def settle(self, number: int, now: float, *, success: bool | None) -> None:
+        """The attempt's answer, or its end without one, is known."""
+        started = self._open.pop(number)
+        if success is not None:
+            self._observe(now - started, now)
+        if success is False:
+            self.failures += 1
+
+    def observe_at_least(self, seconds: float, now: float) -> None:
+        """An attempt was given up after `seconds`: its latency would have been that or more."""
+        if seconds > self.ewma:
+            self._observe(seconds, now)
+
+    def finish(self) -> None:
+        """The attempt's response has ended."""
+        self.in_flight -= 1
+
+    def rate(self, now: float) -> float:
+        """Attempts per second of late."""
+        return self._rate * math.exp((self._rated_at - now) / MEMORY)
+
+    def _observe(self, seconds: float, now: float) -> None:
+        keep = math.exp((self._observed_at - now) / MEMORY)
+        self.ewma = keep * self.ewma + (1 - keep) * seconds
+        self._observed_at = now
+        self.latencies.append(seconds)

@@ -1,0 +1,124 @@
+"""What happened in a call: every attempt, in order.
+
+Decides nothing; it is written by the call and read by people. `Attempt` is the very object that the call works with,
+so a body that dies after its response was handed out still shows up in a report that somebody holds already.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from meshlib.core.node import Node
+from meshlib.core.outcome import Outcome
+
+Kind = Literal["first", "retry", "transparent", "failover"]
+
+
+class Attempt:
+    """One try of a call on one endpoint.
+
+    Attributes:
+        endpoint: where it went.
+        kind: why it was made: `first`, `retry`, `failover` (after `not_sent`) or `transparent` (a kept connection had
+            died).
+        why: why this endpoint was chosen: the balancer's name, `probe`, or `again` when every other one was tried.
+        outcome: what happened; None while it is under way.
+        status: the answer's status, if there was one.
+        error: what ended it, if there was no answer; the class of the exception and its text.
+        seconds: from its start to its headers or its end.
+        waited: back-off before it, in seconds.
+        retry_after: the answer's `Retry-After` in seconds, if it had one.
+        started, deadline: on the mesh's clock; the attempt is given up at the latter.
+
+    `node`, `number`, `permit` and `is_over` belong to the call.
+    """
+
+    __slots__ = (
+        "deadline",
+        "endpoint",
+        "error",
+        "is_over",
+        "kind",
+        "node",
+        "number",
+        "outcome",
+        "permit",
+        "retry_after",
+        "seconds",
+        "started",
+        "status",
+        "waited",
+        "why",
+    )
+
+    def __init__(
+        self, node: Node, permit: int, *, kind: Kind, why: str, started: float, deadline: float, waited: float
+    ) -> None:
+        self.node = node
+        self.permit = permit
+        self.number = node.start(started)
+        self.is_over = False
+        self.endpoint = node.endpoint
+        self.kind = kind
+        self.why = why
+        self.started = started
+        self.deadline = deadline
+        self.waited = waited
+        self.outcome: Outcome | None = None
+        self.status: int | None = None
+        self.error: str | None = None
+        self.seconds = 0.0
+        self.retry_after: float | None = None
+
+    def finish(self) -> bool:
+        """Its response has ended; counts once. Returns whether this was the first time. Under the cluster's lock."""
+        if self.is_over:
+            return False
+        self.is_over = True
+        self.node.finish()
+        return True
+
+    def __str__(self) -> str:
+        result = self.status if self.error is None else self.error
+        waited = f" after {self.waited:.3f} s" if self.waited else ""
+        return f"{self.kind}{waited} at {self.endpoint} ({self.why}): {self.outcome} [{result}] in {self.seconds:.3f} s"
+
+    def __repr__(self) -> str:
+        return f"<Attempt {self}>"
+
+
+class Report:
+    """What happened in a call.
+
+    Attributes:
+        service: the service's name.
+        attempts: every attempt, in order.
+    """
+
+    __slots__ = ("attempts", "service")
+
+    def __init__(self, service: str) -> None:
+        self.service = service
+        self.attempts: list[Attempt] = []
+
+    def __str__(self) -> str:
+        count = len(self.attempts)
+        return f"{self.service}: {count} attempt{'' if count == 1 else 's'}: {'; '.join(map(str, self.attempts))}"
+
+    def __repr__(self) -> str:
+        return f"<Report {self}>"
+
+
+def report(result: Any) -> Report:
+    """What happened in the call that brought `result`.
+
+    Args:
+        result: an `httpx.Response` from a client of a mesh, or an exception that left a call.
+
+    Raises:
+        ValueError: if `result` did not come out of a mesh.
+    """
+    found = getattr(result, "extensions", {}).get("meshlib") or getattr(result, "meshlib_report", None)
+    if not isinstance(found, Report):
+        raise ValueError(f"no report: this {type(result).__name__} did not come out of a call through a mesh")
+    return found

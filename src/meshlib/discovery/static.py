@@ -1,0 +1,87 @@
+"""A fixed set of endpoints, written down in the settings.
+
+Decides how a list or a `static:` URL is read. It never resolves a name: what it holds can be dialled as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from urllib.parse import parse_qsl
+
+from meshlib.endpoint import Endpoint
+from meshlib.validation import ConfigError, Fault
+
+EXAMPLE = "for example ['10.0.0.1:8080', '10.0.0.2:8080']"
+
+
+class Static:
+    """Always the same endpoints.
+
+    Args:
+        endpoints: `Endpoint`s and `"host:port"` strings, addresses or `localhost`; at least one, none twice.
+        source: where they were written down, for people. Default `"static"`.
+
+    Raises:
+        ConfigError: with every fault, by its position in the list.
+    """
+
+    def __init__(self, endpoints: Iterable[Endpoint | str], source: str = "static") -> None:
+        self.source = source
+        self.endpoints = _read(endpoints)
+
+    @classmethod
+    def from_url(cls, url: str) -> Static:
+        """Read `static:host:port,host:port?weight=3`; several weights are given in the order of the endpoints.
+
+        Raises:
+            ConfigError: naming the part that is wrong.
+        """
+        body, _, query = url.removeprefix("static:").partition("?")
+        addresses = [part for part in body.split(",") if part.strip()]
+        weights = _weights(query, len(addresses))
+        return cls(_read(addresses, weights), source="static:")
+
+    def __repr__(self) -> str:
+        return f"Static([{', '.join(repr(str(endpoint)) for endpoint in self.endpoints)}])"
+
+
+def _read(entries: Iterable[Endpoint | str], weights: list[float] | None = None) -> tuple[Endpoint, ...]:
+    endpoints: list[Endpoint] = []
+    faults: list[Fault] = []
+    for position, entry in enumerate(entries):
+        path = f"resolver[{position}]"
+        try:
+            weight = weights[position] if weights else 1
+            endpoint = entry if isinstance(entry, Endpoint) else Endpoint.parse(entry, weight=weight)
+        except ConfigError as error:
+            faults += [Fault(path, str(fault)) for fault in error.faults]
+            continue
+        if not endpoint.is_address:
+            faults.append(Fault(path, f"must be an address or 'localhost': {endpoint.host!r} is a name"))
+        elif endpoint.place in {known.place for known in endpoints}:
+            faults.append(Fault(path, f"must be listed once: {endpoint} is there already"))
+        endpoints.append(endpoint)
+    if not endpoints and not faults:
+        faults.append(Fault("resolver", f"must name at least one endpoint, {EXAMPLE}, got none"))
+    if faults:
+        raise ConfigError(faults)
+    return tuple(endpoints)
+
+
+def _weights(query: str, count: int) -> list[float]:
+    given = dict(parse_qsl(query, keep_blank_values=True))
+    unknown = sorted(given.keys() - {"weight"})
+    faults = [Fault("resolver", f"must have no parameter but 'weight', got {name!r}") for name in unknown]
+    weights = [1.0] * count
+    if "weight" in given:
+        try:
+            numbers = [float(part) for part in given["weight"].split(",")]
+        except ValueError:
+            numbers = []
+        if len(numbers) not in (1, count):
+            faults.append(Fault("resolver", f"must give one weight, or one for each endpoint, got {given['weight']!r}"))
+        else:
+            weights = numbers * (count if len(numbers) == 1 else 1)
+    if faults:
+        raise ConfigError(faults)
+    return weights

@@ -1,0 +1,55 @@
+"""What meshlib raises from a call.
+
+Decides the classes and their wording, and which of httpx's own errors each of them is as well, so that code written
+for httpx keeps catching what it used to catch. It never decides when one is raised. Bad settings raise `ConfigError`,
+which is not an error of a call and so lives beside the rules, in `meshlib.validation`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import httpx
+
+from meshlib.validation import ConfigError, Fault
+
+__all__ = ["ConfigError", "DeadlineExceeded", "Fault", "MeshError", "NoEndpoints", "UnknownService"]
+
+
+class MeshError(httpx.TransportError):
+    """A call that meshlib could not make or finish. An `httpx.TransportError`, so existing handlers see it."""
+
+
+class UnknownService(MeshError):
+    """The URL's host is not a declared service.
+
+    Args:
+        name: the host that was asked for.
+        known: the declared names.
+        hint: what to do about it, where more is known than the name.
+    """
+
+    def __init__(self, name: str, known: Iterable[str] = (), hint: str = "") -> None:
+        self.name, self.known, self.hint = name, tuple(sorted(known)), hint
+        super().__init__(f"no service {name!r} in this mesh{_pointer(name, self.known, hint)}")
+
+    def __reduce__(self) -> tuple[type[UnknownService], tuple[str, tuple[str, ...], str]]:
+        return type(self), (self.name, self.known, self.hint)
+
+
+class NoEndpoints(MeshError):
+    """The service has no endpoint that a call could be sent to."""
+
+
+class DeadlineExceeded(MeshError, httpx.TimeoutException):
+    """The call's total time ran out. An `httpx.TimeoutException` as well."""
+
+
+def _pointer(name: str, known: tuple[str, ...], hint: str) -> str:
+    if hint:
+        return f": {hint}"
+    import difflib  # only a mistake pays for it
+
+    near = difflib.get_close_matches(name, known, n=1)
+    meant = f"; did you mean {near[0]!r}?" if near else ""
+    return f"{meant} (known: {', '.join(known) or 'none'})"

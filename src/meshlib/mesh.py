@@ -1,0 +1,140 @@
+"""The mesh: a set of services, and the httpx clients that call them.
+
+Decides nothing about a call; it holds what outlives clients, the live state of every service, and hands out transports
+that share it. Making one starts no thread and opens no socket.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from meshlib.core.cluster import Cluster
+from meshlib.core.snapshot import ServiceSnapshot
+from meshlib.discovery.static import Static
+from meshlib.errors import UnknownService
+from meshlib.service import Service
+from meshlib.validation import ConfigError, Fault
+
+if TYPE_CHECKING:
+    import httpx
+
+
+class Mesh:
+    """A set of services.
+
+    One mesh serves sync and async code, any number of clients, threads and event loops; what is learned of an endpoint
+    by one of them is known to all.
+
+    Args:
+        services: the services that may be called.
+        clock: seconds that only grow; deadlines and all state go by it. Default `time.monotonic`.
+        rng: the source of every draw. Default a new `random.Random()`.
+
+    Raises:
+        ConfigError: if something is not a service, or two have the same name.
+    """
+
+    def __init__(
+        self, *services: Service, clock: Callable[[], float] = time.monotonic, rng: random.Random | None = None
+    ) -> None:
+        _check(services)
+        self._clock = clock
+        chance = rng or random.Random()
+        self._clusters = {service.name: Cluster(service, chance) for service in services}
+        for cluster in self._clusters.values():
+            resolver = cluster.service.resolver
+            assert isinstance(resolver, Static)  # the service has seen to it
+            cluster.publish(resolver.endpoints, resolver.source, clock())
+
+    def client(self, service: str | None = None, **kwargs: Any) -> httpx.Client:
+        """A plain `httpx.Client` whose requests go through the mesh.
+
+        Args:
+            service: becomes the base URL, `http://<service>`; None for a client without one.
+            kwargs: go to httpx: headers, auth, follow_redirects, event_hooks ... Its timeouts are off unless given,
+                since the service's `Timeout` bounds the whole call; those given stay upper bounds of each operation.
+
+        Raises:
+            UnknownService: if the service is not declared.
+        """
+        import httpx
+
+        return httpx.Client(transport=self.transport(), **self._settings(service, kwargs))
+
+    def async_client(self, service: str | None = None, **kwargs: Any) -> httpx.AsyncClient:
+        """A plain `httpx.AsyncClient` whose requests go through the mesh; see `client`."""
+        import httpx
+
+        return httpx.AsyncClient(transport=self.async_transport(), **self._settings(service, kwargs))
+
+    def transport(self) -> httpx.BaseTransport:
+        """A transport for any `httpx.Client`. Its connections are its own; closing the client closes them."""
+        from meshlib.transport.router import Router
+        from meshlib.transport.sync import MeshTransport
+
+        return MeshTransport(Router(self._clusters, self._clock))
+
+    def async_transport(self) -> httpx.AsyncBaseTransport:
+        """A transport for any `httpx.AsyncClient`; see `transport`."""
+        from meshlib.transport.aio import AsyncMeshTransport
+        from meshlib.transport.router import Router
+
+        return AsyncMeshTransport(Router(self._clusters, self._clock))
+
+    def snapshot(self) -> dict[str, ServiceSnapshot]:
+        """What every service looks like now, by name: frozen values with `.to_dict()`."""
+        now = self._clock()
+        return {name: cluster.snapshot(now) for name, cluster in self._clusters.items()}
+
+    def close(self) -> None:
+        """Let go of what the mesh runs. Clients are closed on their own, as with httpx."""
+
+    async def aclose(self) -> None:
+        """See `close`."""
+        self.close()
+
+    def __enter__(self) -> Mesh:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    async def __aenter__(self) -> Mesh:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    def __repr__(self) -> str:
+        return f"<Mesh of {', '.join(self._clusters) or 'no services'}>"
+
+    def _settings(self, service: str | None, kwargs: dict[str, Any]) -> dict[str, Any]:
+        if service is not None:
+            if service not in self._clusters:
+                raise UnknownService(service, self._clusters)
+            kwargs = {"base_url": f"http://{service}", **kwargs}
+        # The environment's proxies and credentials are for the world outside; a mesh knows its endpoints.
+        return {"timeout": None, "trust_env": False, **kwargs}
+
+
+def _check(services: tuple[Any, ...]) -> None:
+    faults: list[Fault] = []
+    names: set[str] = set()
+    for position, service in enumerate(services):
+        if not isinstance(service, Service):
+            example = "Service('orders', ['10.0.0.1:8080'])"
+            faults.append(Fault(f"services[{position}]", f"must be a Service, for example {example}, got {service!r}"))
+        elif service.name in names:
+            faults.append(Fault(f"services.{service.name}", "must be declared once"))
+        else:
+            names.add(service.name)
+    if faults:
+        raise ConfigError(faults)

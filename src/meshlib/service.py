@@ -1,0 +1,104 @@
+"""A service: a logical name, where its endpoints come from, and how calls to it are made.
+
+Decides what the settings of a service are and whether they fit together. It never makes a call.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from meshlib.core.balance import Balancer
+from meshlib.core.balance.least_request import LeastRequest
+from meshlib.discovery.static import EXAMPLE, Static
+from meshlib.endpoint import Endpoint
+from meshlib.policy import Breaker, Connections, Retry, Timeout
+from meshlib.validation import ConfigError, Fault, check, instance, ruled
+
+SCHEMES = ("static",)
+"""The resolver URLs that can be read."""
+
+_NAME = re.compile(r"[a-z0-9]([a-z0-9_-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9_-]*[a-z0-9])?)*\Z")
+
+
+@dataclass(frozen=True)
+class Service:
+    """A service that the application calls by name.
+
+    Args:
+        name: the host in the URLs that reach it: `orders` in `http://orders/v1/7`. Lower case.
+        resolver: where its endpoints come from: a list of `"host:port"` strings and `Endpoint`s, or a `static:` URL.
+        balancer: which endpoint is best. Default `LeastRequest()`.
+        timeout: how long a call may take.
+        retry: when it is tried again.
+        breaker: when a node is ejected.
+        connections: how many connections a client holds.
+        host: the `Host` header: None (default) sends the service's name, `"endpoint"` the endpoint's address, any
+            other string is sent as it is.
+
+    Raises:
+        ConfigError: with every fault, as `services.<name>.<setting>`.
+    """
+
+    name: str
+    resolver: str | Static | Iterable[str | Endpoint]
+    balancer: Balancer = ruled(lambda value: _balancer(value), default=LeastRequest(), kw_only=True)
+    timeout: Timeout = ruled(instance(Timeout, "Timeout(total=5.0)"), default=Timeout(), kw_only=True)
+    retry: Retry = ruled(instance(Retry, "Retry(max_attempts=2)"), default=Retry(), kw_only=True)
+    breaker: Breaker = ruled(instance(Breaker, "Breaker(consecutive=3)"), default=Breaker(), kw_only=True)
+    connections: Connections = ruled(
+        instance(Connections, "Connections(max_idle=5)"), default=Connections(), kw_only=True
+    )
+    host: str | None = ruled(lambda value: _host(value), default=None, kw_only=True)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not _NAME.match(self.name):
+            raise ConfigError([Fault("service.name", _bad_name(self.name))])
+        faults: list[Fault] = []
+        try:
+            object.__setattr__(self, "resolver", _resolver(self.resolver))
+        except ConfigError as error:
+            faults += error.faults
+        try:
+            check(self, faults)
+        except ConfigError as error:
+            prefix = f"services.{self.name}"
+            inner = (Fault(fault.path.removeprefix("service."), fault.message) for fault in error.faults)
+            raise ConfigError(fault.under(prefix) for fault in inner) from None
+
+
+def _resolver(given: Any) -> Static:
+    if isinstance(given, Static):
+        return given
+    if isinstance(given, str):
+        scheme, colon, _ = given.partition(":")
+        if colon and scheme in SCHEMES:
+            return Static.from_url(given)
+        raise ConfigError([Fault("resolver", _unknown_scheme(given))])
+    if isinstance(given, Iterable):
+        return Static(given)
+    raise ConfigError([Fault("resolver", f"must be a list of addresses or a resolver URL, {EXAMPLE}, got {given!r}")])
+
+
+def _unknown_scheme(given: str) -> str:
+    known = ", ".join(f"{scheme}:" for scheme in SCHEMES)
+    shown = given.partition("?")[0]
+    return f"must be a list of addresses, {EXAMPLE}, or a URL of a known scheme ({known}), got {shown!r}"
+
+
+def _bad_name(name: Any) -> str:
+    meant = f"; did you mean {name.lower()!r}?" if isinstance(name, str) and _NAME.match(name.lower()) else ""
+    return f"must be a host name in lower case, for example 'orders', got {name!r}{meant}"
+
+
+def _balancer(value: Any) -> str | None:
+    if isinstance(value, type) or not callable(getattr(value, "prepare", None)):
+        return "must be a balancer, for example LeastRequest()"
+    return None
+
+
+def _host(value: Any) -> str | None:
+    usable = value is None or (isinstance(value, str) and value.isascii() and value.isprintable() and " " not in value)
+    return None if usable and value != "" else "must be None, 'endpoint' or a header value"

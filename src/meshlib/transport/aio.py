@@ -1,0 +1,136 @@
+"""The async driver: turns a call on asyncio or trio.
+
+Decides nothing; see `meshlib.core.call`. Its twin is `sync`, and the two are kept alike line by line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import anyio
+import httpx
+
+from meshlib.core.report import Attempt
+from meshlib.transport.connections import AsyncConnection, AsyncStacks
+from meshlib.transport.exchange import DRAINED, NETWORK_ERRORS, Exchange, Reply
+from meshlib.transport.router import Router
+
+
+class AsyncMeshTransport(httpx.AsyncBaseTransport):
+    """Sends every request to an endpoint of the service its URL names.
+
+    Args:
+        router: finds the service.
+    """
+
+    def __init__(self, router: Router) -> None:
+        self._router = router
+        self._stacks = AsyncStacks(router.clock)
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        """See `httpx.AsyncBaseTransport`.
+
+        Raises:
+            UnknownService: if the URL's host is not a declared service.
+            NoEndpoints: if there is no endpoint to send it to.
+            DeadlineExceeded: if the total time ran out.
+            httpx.TransportError: the last attempt's failure.
+        """
+        exchange = self._router.exchange(request)
+        reply: AsyncReply | None = None
+        try:
+            while (attempt := exchange.begin()) is not None:
+                reply, again = await self._attempt(exchange, attempt, reply)
+                if again is None:
+                    break
+                if again:
+                    await anyio.sleep(again)
+        except BaseException as error:
+            if reply is not None:
+                reply.end(error)
+            raise
+        if reply is None or not reply.is_whole:
+            raise exchange.failure()
+        return reply.response()
+
+    async def aclose(self) -> None:
+        """Close every idle connection."""
+        self._stacks.close()
+
+    async def _attempt(
+        self, exchange: Exchange, attempt: Attempt, last: AsyncReply | None
+    ) -> tuple[AsyncReply | None, float | None]:
+        """Make one attempt.
+
+        Args:
+            exchange: the call.
+            attempt: what was begun.
+            last: the rejected answer of an earlier attempt, still unread.
+
+        Returns:
+            The latest answer, if any, and the seconds to wait before the next attempt, or None if this was the last.
+        """
+        connection: AsyncConnection | None = None
+        try:
+            if last is not None:
+                await last.drain()
+            connection = await self._stacks.take(
+                exchange.service.name,
+                attempt.endpoint,
+                exchange.service.connections,
+                timeout=exchange.connect_timeout,
+                deadline=attempt.deadline,
+            )
+            answer = await connection.http.handle_async_request(exchange.core_request(attempt))
+        except BaseException as error:
+            if connection is not None:
+                self._stacks.drop(connection)
+            again = exchange.broke(attempt, error, connection)
+            if not isinstance(error, Exception):
+                raise
+            return last, again
+        reply = AsyncReply(exchange, attempt, connection, answer, self._stacks)
+        return reply, exchange.answered(attempt, answer)
+
+
+class AsyncReply(Reply, httpx.AsyncByteStream):
+    """The body of an answer to an async client."""
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        if self.kept is not None:
+            for chunk in self.kept:
+                yield chunk
+            return
+        try:
+            async for chunk in self.answer.aiter_stream():
+                yield chunk
+            await self.answer.aclose()
+        except NETWORK_ERRORS as error:
+            self.end(error)
+            raise self.exchange.body_died(error) from error
+        except BaseException as error:
+            self.end(error)
+            raise
+        self.end()
+
+    async def aclose(self) -> None:
+        """The caller is done with it."""
+        self.end()
+
+    async def drain(self) -> None:
+        """Make room for another attempt: read the rest if it is short, and keep it; else drop the connection."""
+        if self.is_over:
+            return
+        self.hurry()
+        kept: list[bytes] = []
+        try:
+            async for chunk in self.answer.aiter_stream():
+                kept.append(chunk)
+                if sum(map(len, kept)) > DRAINED:
+                    return
+            await self.answer.aclose()
+            self.kept = kept
+        except NETWORK_ERRORS:
+            pass  # the answer was on its way out; its body is lost with it
+        finally:
+            self.end()

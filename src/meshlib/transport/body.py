@@ -1,0 +1,71 @@
+"""Request bodies: what may be sent again, and how.
+
+Decides, for rule C3, whether the body of a request can be sent whole once more. Bytes always can. Anything else is
+pulled through a recording: as long as what was pulled fits the limit it is kept, and a second sending plays the record
+and then pulls on from where the first one stopped. Beyond the limit the record is thrown away and the body goes once.
+So a retry never carries an empty or cut body. It never reads ahead of the connection.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+
+import httpx
+
+
+class Recording:
+    """What the recordings of both colours share.
+
+    Args:
+        limit: bytes kept.
+
+    Attributes:
+        is_resendable: whether iterating again gives the whole body.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.is_resendable = True
+        self._room = limit
+        self._record: list[bytes] = []
+
+    def _keep(self, chunk: bytes) -> None:
+        self._room -= len(chunk)
+        if self._room < 0:
+            self.is_resendable = False
+            self._record.clear()
+        elif self.is_resendable:
+            self._record.append(chunk)
+
+
+class RecordedBody(Recording, httpx.SyncByteStream):
+    """A body for a sync client.
+
+    Args:
+        source: what httpx made of the caller's body.
+        limit: bytes kept.
+    """
+
+    def __init__(self, source: httpx.SyncByteStream, limit: int) -> None:
+        super().__init__(limit)
+        self._rest = iter(source)
+
+    def __iter__(self) -> Iterator[bytes]:
+        yield from tuple(self._record)
+        for chunk in self._rest:
+            self._keep(chunk)
+            yield chunk
+
+
+class AsyncRecordedBody(Recording, httpx.AsyncByteStream):
+    """A body for an async client; see `RecordedBody`."""
+
+    def __init__(self, source: httpx.AsyncByteStream, limit: int) -> None:
+        super().__init__(limit)
+        self._rest = aiter(source)
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        for chunk in tuple(self._record):
+            yield chunk
+        async for chunk in self._rest:
+            self._keep(chunk)
+            yield chunk

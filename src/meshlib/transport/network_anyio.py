@@ -1,0 +1,75 @@
+"""The stream for every other event loop: httpcore's own, with our bounds on it.
+
+Decides nothing of its own; the bounds are those of `network.Bounded`. It serves trio, where a cancel scope is the
+native and leak-free way to end a wait.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httpcore
+
+from meshlib.transport.network import Bounded, Clock, connect_error, dials
+
+
+class AnyIOStream(Bounded, httpcore.AsyncNetworkStream):
+    """A connected socket on any loop that anyio knows.
+
+    Args:
+        stream: httpcore's stream; this one owns it.
+        clock: what deadlines are measured by.
+    """
+
+    def __init__(self, stream: httpcore.AsyncNetworkStream, clock: Clock) -> None:
+        super().__init__(clock)
+        self._stream = stream
+
+    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        """Wait for some bytes; none means that the peer has closed."""
+        left = self.left(timeout)
+        if left is not None and left <= 0:
+            raise httpcore.ReadTimeout("no time left to read")
+        data = await self._stream.read(max_bytes, left)
+        self.answered = self.answered or bool(data)
+        return data
+
+    async def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        """Send all of it."""
+        left = self.left(timeout)
+        if left is not None and left <= 0:
+            raise httpcore.WriteTimeout("no time left to write")
+        self.sent = self.sent or bool(buffer)
+        await self._stream.write(buffer, left)
+
+    async def aclose(self) -> None:
+        """Close at once; more than once is fine."""
+        self.abort()
+
+    def abort(self) -> None:
+        """Drop the connection without waiting; more than once is fine."""
+        self._stream.get_extra_info("socket").close()
+
+    @property
+    def is_readable(self) -> bool:
+        """Whether something can be read. On an idle connection that means the peer has closed it."""
+        return bool(self._stream.get_extra_info("is_readable"))
+
+    def get_extra_info(self, info: str) -> Any:
+        """See `httpcore.AsyncNetworkStream`."""
+        return self._stream.get_extra_info(info)
+
+
+async def connect(host: str, port: int, *, timeout: float | None, deadline: float, clock: Clock) -> AnyIOStream:
+    """Open a connection to an address; see `network.connect`."""
+    last: Exception | None = None
+    for address, left in dials(host, timeout, Bounded(clock, deadline)):
+        try:
+            stream = await httpcore.AnyIOBackend().connect_tcp(address, port, timeout=left)
+        except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
+            last = error
+        else:
+            return AnyIOStream(stream, clock)
+    if isinstance(last, httpcore.ConnectTimeout):
+        last = None
+    raise connect_error(last, host, port)

@@ -1,0 +1,212 @@
+"""The asyncio stream: a protocol whose waits are futures with a timer.
+
+Decides nothing of its own; the bounds are those of `network.Bounded`. A deadline ends a wait by resolving its future,
+not by cancelling a task, and dropping the connection is one call that needs no await. Data is handed on as it arrives;
+what nobody waits for is kept up to a limit, then reading stops until it is fetched.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from typing import Any
+
+import httpcore
+
+from meshlib.transport.network import Bounded, Clock, connect_error, dials, open_socket, socket_info
+
+KEPT = 256 * 1024
+"""Received bytes held for a slow consumer before the socket is no longer read."""
+
+
+class AsyncioStream(Bounded, asyncio.Protocol, httpcore.AsyncNetworkStream):
+    """A connected socket on an asyncio loop.
+
+    Args:
+        sock: the connected socket; the stream owns it.
+        clock: what deadlines are measured by.
+        loop: the running loop.
+    """
+
+    def __init__(self, sock: socket.socket, clock: Clock, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(clock)
+        self._sock = sock
+        self._loop = loop
+        self._transport: asyncio.Transport | None = None
+        self._received = bytearray()
+        self._reader: asyncio.Future[None] | None = None
+        self._writer: asyncio.Future[None] | None = None
+        self._is_paused = False
+        self._is_held = False
+        self._ended = False
+        self._error: Exception | None = None
+
+    # What asyncio calls
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        self._received += data
+        if len(self._received) > KEPT and not self._is_held and self._transport is not None:
+            self._is_held = True
+            self._transport.pause_reading()
+        _wake(self._reader)
+
+    def eof_received(self) -> bool:
+        self._ended = True
+        _wake(self._reader)
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._ended = True
+        self._error = exc
+        _wake(self._reader)
+        _wake(self._writer)
+
+    def pause_writing(self) -> None:
+        self._is_paused = True
+
+    def resume_writing(self) -> None:
+        self._is_paused = False
+        _wake(self._writer)
+
+    # What httpcore calls
+
+    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        """Wait for some bytes; none means that the peer has closed."""
+        if not self._received and not self._ended:
+            self._reader = self._loop.create_future()
+            try:
+                if not await self._wait(self._reader, timeout):
+                    raise httpcore.ReadTimeout("the read timed out")
+            finally:
+                self._reader = None
+        if not self._received and self._error is not None:
+            raise httpcore.ReadError(str(self._error)) from self._error
+        data = bytes(self._received[:max_bytes])
+        del self._received[:max_bytes]
+        if self._is_held and self._transport is not None:
+            self._is_held = False
+            self._transport.resume_reading()
+        self.answered = self.answered or bool(data)
+        return data
+
+    async def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        """Hand over all of it, and wait while the peer does not take it."""
+        if self._transport is None or self._ended or self._transport.is_closing():
+            raise httpcore.WriteError("the connection is closed")
+        left = self.left(timeout)
+        if left is not None and left <= 0:
+            raise httpcore.WriteTimeout("no time left to write")
+        self.sent = self.sent or bool(buffer)
+        self._transport.write(buffer)
+        while self._is_paused and not self._ended:
+            self._writer = self._loop.create_future()
+            try:
+                if not await self._wait(self._writer, timeout):
+                    raise httpcore.WriteTimeout("the write timed out")
+            finally:
+                self._writer = None
+        if self._error is not None:
+            raise httpcore.WriteError(str(self._error)) from self._error
+
+    async def aclose(self) -> None:
+        """Close at once; more than once is fine."""
+        self.abort()
+
+    def abort(self) -> None:
+        """Drop the connection without waiting, from whatever state; more than once is fine."""
+        if self._transport is None or self._loop.is_closed():
+            self._sock.close()  # the loop that watched it is gone, and with it everything abort() would go through
+        elif asyncio._get_running_loop() is self._loop:
+            self._transport.abort()
+        else:
+            self._loop.call_soon_threadsafe(self._transport.abort)
+
+    @property
+    def is_readable(self) -> bool:
+        """Whether something can be read. On an idle connection that means the peer has closed it."""
+        return self._ended or bool(self._received) or self._transport is None or self._transport.is_closing()
+
+    def get_extra_info(self, info: str) -> Any:
+        """See `httpcore.AsyncNetworkStream`."""
+        return socket_info(self._sock, info, self)
+
+    async def _wait(self, future: asyncio.Future[None], timeout: float | None) -> bool:
+        """Wait for the future; False if the time ran out first."""
+        left = self.left(timeout)
+        if left is None:
+            await future
+            return True
+        return await wait_until(self._loop, future, left)
+
+
+async def connect(host: str, port: int, *, timeout: float | None, deadline: float, clock: Clock) -> AsyncioStream:
+    """Open a connection to an address; see `network.connect`."""
+    loop = asyncio.get_running_loop()
+    last: Exception | None = None
+    for address, left in dials(host, timeout, Bounded(clock, deadline)):
+        sock = open_socket(address)
+        stream = AsyncioStream(sock, clock, loop)
+        try:
+            await _connect_socket(loop, sock, (address, port), left)
+            await loop.create_connection(lambda stream=stream: stream, sock=sock)  # type: ignore[misc]
+        except BaseException as error:  # whatever it is, the socket goes
+            sock.close()
+            if not isinstance(error, OSError):
+                raise
+            last = error
+        else:
+            return stream
+    raise connect_error(last, host, port)
+
+
+async def _connect_socket(
+    loop: asyncio.AbstractEventLoop, sock: socket.socket, address: tuple[str, int], left: float | None
+) -> None:
+    """Connect without a task that would have to be cancelled when the time is over."""
+    sock.setblocking(False)
+    try:
+        sock.connect(address)
+        return
+    except BlockingIOError:
+        pass
+    connected: asyncio.Future[None] = loop.create_future()
+    loop.add_writer(sock, _wake, connected)
+    try:
+        if left is None:
+            await connected
+        elif not await wait_until(loop, connected, left):
+            raise TimeoutError
+    finally:
+        loop.remove_writer(sock)
+    if code := sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+        raise OSError(code, os.strerror(code))
+
+
+async def wait_until(loop: asyncio.AbstractEventLoop, future: asyncio.Future[None], left: float) -> bool:
+    """Wait for a future at most `left` seconds; False if it was not done by then."""
+    if left <= 0:
+        return False
+    timed_out = False
+
+    def expire() -> None:
+        nonlocal timed_out
+        if not future.done():
+            timed_out = True
+            future.set_result(None)
+
+    timer = loop.call_later(left, expire)
+    try:
+        await future
+    finally:
+        timer.cancel()
+    return not timed_out
+
+
+def _wake(future: asyncio.Future[None] | None) -> None:
+    if future is not None and not future.done():
+        future.set_result(None)

@@ -1,0 +1,61 @@
+"""Which service a request is for.
+
+Decides that by the URL's host alone, and refuses what no declared service answers to (rule S1). It never sends
+anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import httpx
+
+from meshlib.core.cluster import Cluster
+from meshlib.errors import UnknownService
+from meshlib.transport import binding
+from meshlib.transport.exchange import Exchange
+from meshlib.transport.network import Clock
+
+OPTIONS = ("idempotent",)
+"""What a request's `extensions["meshlib"]` may set."""
+
+
+class Router:
+    """The services a client may call.
+
+    Args:
+        clusters: their live state, by name.
+        clock: the mesh's.
+    """
+
+    def __init__(self, clusters: Mapping[str, Cluster], clock: Clock) -> None:
+        self.clock = clock
+        self._clusters = clusters
+
+    def exchange(self, request: httpx.Request) -> Exchange:
+        """The call for a request.
+
+        Raises:
+            UnknownService: if the URL does not name a declared service, or names it in a way that cannot work.
+            TypeError: if the request's options hold an unknown key.
+        """
+        url = request.url
+        name = binding.service_name(url)
+        cluster = self._clusters.get(name)
+        if cluster is None:
+            raise UnknownService(name, self._clusters)
+        if url.port is not None:
+            hint = f"endpoints bring their own ports; call http://{name}/ without ':{url.port}'"
+            raise UnknownService(f"{name}:{url.port}", self._clusters, hint)
+        if url.scheme != "http":
+            hint = f"it has no TLS; call http://{name}/, or give the service TLS settings"
+            raise UnknownService(f"{url.scheme}://{name}", self._clusters, hint)
+        return Exchange(cluster, request, self.clock, _options(request))
+
+
+def _options(request: httpx.Request) -> dict[str, Any]:
+    options: dict[str, Any] = request.extensions.get("meshlib", {})
+    if unknown := [key for key in options if key not in OPTIONS]:
+        raise TypeError(f"extensions['meshlib'] has no option {unknown[0]!r}; known: {', '.join(OPTIONS)}")
+    return options

@@ -1,0 +1,134 @@
+"""The sync driver: turns a call with blocking I/O.
+
+Decides nothing; see `meshlib.core.call`. Its twin is `aio`, and the two are kept alike line by line.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import httpx
+
+from meshlib.core.report import Attempt
+from meshlib.transport.connections import Connection, SyncStacks
+from meshlib.transport.exchange import DRAINED, NETWORK_ERRORS, Exchange, Reply
+from meshlib.transport.router import Router
+
+
+class MeshTransport(httpx.BaseTransport):
+    """Sends every request to an endpoint of the service its URL names.
+
+    Args:
+        router: finds the service.
+    """
+
+    def __init__(self, router: Router) -> None:
+        self._router = router
+        self._stacks = SyncStacks(router.clock)
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        """See `httpx.BaseTransport`.
+
+        Raises:
+            UnknownService: if the URL's host is not a declared service.
+            NoEndpoints: if there is no endpoint to send it to.
+            DeadlineExceeded: if the total time ran out.
+            httpx.TransportError: the last attempt's failure.
+        """
+        exchange = self._router.exchange(request)
+        reply: SyncReply | None = None
+        try:
+            while (attempt := exchange.begin()) is not None:
+                reply, again = self._attempt(exchange, attempt, reply)
+                if again is None:
+                    break
+                if again:
+                    time.sleep(again)
+        except BaseException as error:
+            if reply is not None:
+                reply.end(error)
+            raise
+        if reply is None or not reply.is_whole:
+            raise exchange.failure()
+        return reply.response()
+
+    def close(self) -> None:
+        """Close every idle connection."""
+        self._stacks.close()
+
+    def _attempt(
+        self, exchange: Exchange, attempt: Attempt, last: SyncReply | None
+    ) -> tuple[SyncReply | None, float | None]:
+        """Make one attempt.
+
+        Args:
+            exchange: the call.
+            attempt: what was begun.
+            last: the rejected answer of an earlier attempt, still unread.
+
+        Returns:
+            The latest answer, if any, and the seconds to wait before the next attempt, or None if this was the last.
+        """
+        connection: Connection | None = None
+        try:
+            if last is not None:
+                last.drain()
+            connection = self._stacks.take(
+                exchange.service.name,
+                attempt.endpoint,
+                exchange.service.connections,
+                timeout=exchange.connect_timeout,
+                deadline=attempt.deadline,
+            )
+            answer = connection.http.handle_request(exchange.core_request(attempt))
+        except BaseException as error:
+            if connection is not None:
+                self._stacks.drop(connection)
+            again = exchange.broke(attempt, error, connection)
+            if not isinstance(error, Exception):
+                raise
+            return last, again
+        reply = SyncReply(exchange, attempt, connection, answer, self._stacks)
+        return reply, exchange.answered(attempt, answer)
+
+
+class SyncReply(Reply, httpx.SyncByteStream):
+    """The body of an answer to a sync client."""
+
+    def __iter__(self) -> Iterator[bytes]:
+        if self.kept is not None:
+            yield from self.kept
+            return
+        try:
+            yield from self.answer.iter_stream()
+            self.answer.close()
+        except NETWORK_ERRORS as error:
+            self.end(error)
+            raise self.exchange.body_died(error) from error
+        except BaseException as error:
+            self.end(error)
+            raise
+        self.end()
+
+    def close(self) -> None:
+        """The caller is done with it."""
+        self.end()
+
+    def drain(self) -> None:
+        """Make room for another attempt: read the rest if it is short, and keep it; else drop the connection."""
+        if self.is_over:
+            return
+        self.hurry()
+        kept: list[bytes] = []
+        try:
+            for chunk in self.answer.iter_stream():
+                kept.append(chunk)
+                if sum(map(len, kept)) > DRAINED:
+                    return
+            self.answer.close()
+            self.kept = kept
+        except NETWORK_ERRORS:
+            pass  # the answer was on its way out; its body is lost with it
+        finally:
+            self.end()

@@ -1,0 +1,118 @@
+"""What a setting must be, checked once, when it is built.
+
+Decides whether a value given by a user is usable and words the complaint. Settings declare their rules beside their
+fields; `check` collects every fault of an object before it raises, so that one run shows all of them. It never
+corrects a value, and it never reads configuration files: it only judges what it is handed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+Rule = Callable[[Any], str | None]
+"""Returns what would be right ("must be >= 1"), or None if the value is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One complaint about one setting.
+
+    Args:
+        path: where it is, in the user's words: `services.orders.retry.max_attempts`.
+        message: what would be right, and what was given instead.
+    """
+
+    path: str
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.message}"
+
+    def under(self, prefix: str) -> Fault:
+        """The same fault, seen from further outside."""
+        return Fault(f"{prefix}.{self.path}", self.message)
+
+
+class ConfigError(ValueError):
+    """Settings that cannot work. Raised when they are built, with every fault that was found.
+
+    Attributes:
+        faults: all of them, in the order of the fields.
+    """
+
+    def __init__(self, faults: Iterable[Fault]) -> None:
+        self.faults = tuple(faults)
+        super().__init__("; ".join(map(str, self.faults)))
+
+    def __reduce__(self) -> tuple[type[ConfigError], tuple[tuple[Fault, ...]]]:
+        return type(self), (self.faults,)
+
+
+def check(settings: Any, extra: Iterable[Fault] = ()) -> None:
+    """Hold a dataclass instance against the rules of its fields.
+
+    Args:
+        settings: an instance whose fields were made by `ruled` and its kin; fields without a rule are not looked at.
+        extra: faults that were found otherwise, for example between two fields.
+
+    Raises:
+        ConfigError: with every fault, as `<class name in lower case>.<field>`.
+    """
+    faults = list(extra)
+    for each in fields(settings):
+        rule: Rule | None = each.metadata.get("rule")
+        if rule is not None and (wrong := rule(value := getattr(settings, each.name))) is not None:
+            faults.append(Fault(f"{type(settings).__name__.lower()}.{each.name}", f"{wrong}, got {value!r}"))
+    if faults:
+        raise ConfigError(faults)
+
+
+def ruled(rule: Rule, **how: Any) -> Any:
+    """A dataclass field with a rule; `how` goes to `dataclasses.field`."""
+    return field(metadata={"rule": rule}, **how)
+
+
+def number(*, above: float | None = None, at_least: float | None = None, at_most: float | None = None) -> Rule:
+    """A finite int or float within bounds."""
+
+    def rule(value: Any) -> str | None:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            return "must be a finite number"
+        if above is not None and not value > above:
+            return f"must be > {above:g}"
+        if at_least is not None and not value >= at_least:
+            return f"must be >= {at_least:g}"
+        if at_most is not None and not value <= at_most:
+            return f"must be <= {at_most:g}"
+        return None
+
+    return rule
+
+
+def whole(*, at_least: int, at_most: int | None = None) -> Rule:
+    """An int within bounds."""
+    within = number(at_least=at_least, at_most=at_most)
+
+    def rule(value: Any) -> str | None:
+        if isinstance(value, bool) or not isinstance(value, int):
+            return "must be a whole number"
+        return within(value)
+
+    return rule
+
+
+def instance(kind: type, example: str) -> Rule:
+    """An instance of `kind`; `example` shows how one is written."""
+
+    def rule(value: Any) -> str | None:
+        return None if isinstance(value, kind) else f"must be a {kind.__name__}, for example {example}"
+
+    return rule
+
+
+def seconds(default: float) -> Any:
+    """A field for a length of time: finite and more than nothing."""
+    return ruled(number(above=0), default=default)
