@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from meshlib.core.chance import Rng
 
-
 FIRST = 0.025
 """The bound before the first retry, in seconds."""
 

@@ -19,7 +19,6 @@ from meshlib.core.node import Node
 from meshlib.core.outcome import End, Outcome, outcome_of_end, outcome_of_status, verdict_of
 from meshlib.core.report import Attempt, Kind, Report
 
-
 TIMER_SLACK = 0.002
 """Seconds by which a timer may go off before the instant it was set for."""
 
@@ -40,8 +39,8 @@ class Call:
     __slots__ = (
         "_cluster",
         "_counted",
-        "_kind",
         "_key",
+        "_kind",
         "_paid",
         "_transparent_used",
         "_tried",
@@ -171,7 +170,7 @@ class Call:
             assert attempt.status is not None
             outcome = outcome_of_status(attempt.status)
         else:
-            usual = node.ewma if node.ewma else None
+            usual = node.ewma or None
             outcome = outcome_of_end(end, sent=sent, lasted=attempt.seconds, usual=usual)
         verdict = verdict_of(outcome, status=attempt.status, end=end)
         node.settle(attempt.number, now, success=verdict)
