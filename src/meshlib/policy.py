@@ -57,7 +57,7 @@ class Budget(_Checked):
     Args:
         capacity: tokens in a full bucket. Default 500, which pays for 35 retries at once.
         retry_cost: tokens for an extra attempt. Default 14.
-        throttle_cost: tokens for an extra attempt after a throttling answer (429, or 503 with `Retry-After`). Default 5.
+        throttle_cost: tokens for an extra attempt after a throttling answer (429 or 503 with `Retry-After`). Default 5.
         refund: tokens that a success at the first try puts back. Default 1.
 
     Raises:

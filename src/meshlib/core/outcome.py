@@ -5,7 +5,7 @@ exception: the transport reduces those to two facts, whether a request byte was 
 
 | what happened | outcome | the breaker hears |
 |---|---|---|
-| refused, connect timeout, no slot, TLS identity: no request byte was written | `not_sent` | failure (no slot: nothing) |
+| refused, connect timeout, no slot, TLS identity: no byte was written | `not_sent` | failure (no slot: nothing) |
 | lost after the first request byte, attempt timeout | `failed` | failure (a kept connection that was dead: nothing) |
 | 429 | `rejected` | nothing |
 | 5xx but 501 and 505 | `rejected` | failure |

@@ -109,7 +109,7 @@ def in_words(error: BaseException) -> str:
 
 
 def retry_after(answer: httpcore.Response) -> float | None:
-    """The `Retry-After` of a 429 or 503 in seconds, from either of its forms; None if there is none that can be read."""
+    """The `Retry-After` of a 429 or 503 in seconds, from either of its forms; None if none can be read."""
     if answer.status not in RETRY_AFTER_STATUS:
         return None
     given = next((value for name, value in answer.headers if name.lower() == b"retry-after"), b"")
