@@ -1,0 +1,116 @@
+"""What every test shares: upstream processes, one way to run a test in both colours, and the watch for leaks."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from meshlib import Mesh
+from meshlib.testing import Upstream, upstreams
+
+DESCRIPTORS = Path("/proc/self/fd") if Path("/proc/self/fd").exists() else Path("/dev/fd")
+SETTLING = 5.0
+"""Seconds that what a test left behind may take to go: a peer's FIN, a thread's last instructions."""
+
+
+def _held() -> tuple[int, int]:
+    return len(os.listdir(DESCRIPTORS)), threading.active_count()
+
+
+@pytest.fixture
+def no_leaks() -> Iterator[None]:
+    """File descriptors and threads are back to what they were; tasks are looked at by `Colour.run`."""
+    gc.collect()
+    before = _held()
+    yield
+    deadline = time.monotonic() + SETTLING
+    while (after := _held()) > before or after[1] > before[1]:
+        gc.collect()
+        assert time.monotonic() < deadline, f"(descriptors, threads) were {before} and are {after}"
+        time.sleep(0.01)
+
+
+class Colour:
+    """Runs the same script against the sync and the async client.
+
+    A script is an async function of a client whose calls are awaited; for the sync client they are awaited as well,
+    and are done by then.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.is_sync = name == "sync"
+
+    def run(self, mesh: Mesh, script: Callable[[Any], Any], service: str | None = "orders", **settings: Any) -> Any:
+        """Run `script(client)` and return what it returns; nothing of it may be left running."""
+        if self.is_sync:
+            with mesh.client(service, **settings) as client:
+                return asyncio.run(script(_Awaitable(client)))
+        return self._run_async(mesh, script, service, settings)
+
+    def _run_async(
+        self, mesh: Mesh, script: Callable[[Any], Any], service: str | None, settings: dict[str, Any]
+    ) -> Any:
+        async def main() -> Any:
+            async with mesh.async_client(service, **settings) as client:
+                result = await script(client)
+            for _ in range(10):
+                await asyncio.sleep(0)  # closed transports say goodbye on the loop's next turns
+            left = asyncio.all_tasks() - {asyncio.current_task()}
+            assert not left, f"tasks left running: {left}"
+            return result
+
+        if self.name == "trio":
+            import trio
+
+            return trio.run(_trio_main, mesh, script, service, settings)
+        return asyncio.run(main())
+
+
+async def _trio_main(mesh: Mesh, script: Callable[[Any], Any], service: str | None, settings: dict[str, Any]) -> Any:
+    async with mesh.async_client(service, **settings) as client:
+        return await script(client)
+
+
+class _Awaitable:
+    """A sync client whose methods look async."""
+
+    def __init__(self, client: httpx.Client) -> None:
+        self._client = client
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._client, name)
+
+        async def call(*args: Any, **kwargs: Any) -> Any:
+            return method(*args, **kwargs)
+
+        return call
+
+
+@pytest.fixture(params=["sync", "asyncio", "trio"])
+def colour(request: pytest.FixtureRequest, no_leaks: None) -> Colour:
+    """Sync, asyncio and trio in turn."""
+    return Colour(request.param)
+
+
+@pytest.fixture
+def fleet(no_leaks: None) -> Iterator[list[Upstream]]:
+    """Three upstream processes."""
+    with upstreams(3) as started:
+        yield started
+
+
+@pytest.fixture
+def upstream(no_leaks: None) -> Iterator[Upstream]:
+    """One upstream process."""
+    with upstreams(1) as started:
+        yield started[0]
