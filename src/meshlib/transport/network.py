@@ -167,7 +167,7 @@ def connect_error(error: Exception | None, host: str, port: int) -> Exception:
         timeout = httpcore.ConnectTimeout(f"connecting to {place} timed out")
         timeout.__cause__ = error
         return timeout
-    refused = httpcore.ConnectError(f"connecting to {place} failed: {error}")
+    refused = httpcore.ConnectError(f"connecting to {place} failed: {error.strerror if isinstance(error, OSError) and error.strerror else error}")
     refused.__cause__ = error
     return refused
 
