@@ -14,12 +14,14 @@ from meshlib.core.report import report
 from meshlib.endpoint import Endpoint
 from meshlib.errors import ConfigError, DeadlineExceeded, MeshError, NoEndpoints, UnknownService
 from meshlib.mesh import Mesh
-from meshlib.policy import Breaker, Budget, Connections, Retry, Timeout
+from meshlib.policy import TLS, Breaker, Budget, Connections, Retry, Timeout
+from meshlib.scope import deadline, options
 from meshlib.service import Service
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "TLS",
     "Breaker",
     "Budget",
     "ConfigError",
@@ -35,5 +37,7 @@ __all__ = [
     "Service",
     "Timeout",
     "UnknownService",
+    "deadline",
+    "options",
     "report",
 ]

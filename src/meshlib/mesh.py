@@ -15,12 +15,17 @@ from typing import TYPE_CHECKING, Any
 from meshlib.core.cluster import Cluster
 from meshlib.core.snapshot import ServiceSnapshot
 from meshlib.discovery.static import Static
+from meshlib.endpoint import Endpoint
 from meshlib.errors import UnknownService
+from meshlib.fork import inherited
+from meshlib.policy import TLS
 from meshlib.service import Service
 from meshlib.validation import ConfigError, Fault
 
 if TYPE_CHECKING:
     import httpx
+
+    from meshlib.transport.router import Router
 
 
 class Mesh:
@@ -31,24 +36,39 @@ class Mesh:
 
     Args:
         services: the services that may be called.
+        inner: makes the transport for an endpoint, in place of meshlib's own connections: an `httpx.BaseTransport` for
+            sync clients, an `httpx.AsyncBaseTransport` for async ones, or both in one. Default none.
+        send_deadline: whether the next hop is told, in `x-meshlib-deadline-ms`, what is left of a call's time. Default
+            True.
         clock: seconds that only grow; deadlines and all state go by it. Default `time.monotonic`.
         rng: the source of every draw. Default a new `random.Random()`.
 
     Raises:
-        ConfigError: if something is not a service, or two have the same name.
+        ConfigError: if something is not a service, two have the same name, or a certificate cannot be used.
     """
 
     def __init__(
-        self, *services: Service, clock: Callable[[], float] = time.monotonic, rng: random.Random | None = None
+        self,
+        *services: Service,
+        inner: Callable[[Endpoint], Any] | None = None,
+        send_deadline: bool = True,
+        clock: Callable[[], float] = time.monotonic,
+        rng: random.Random | None = None,
     ) -> None:
         _check(services)
         self._clock = clock
-        chance = rng or random.Random()
-        self._clusters = {service.name: Cluster(service, chance) for service in services}
+        self._inner = inner
+        self._send_deadline = send_deadline
+        self._rng = rng or random.Random()
+        self._is_own_rng = rng is None
+        self._clusters = {service.name: Cluster(service, self._rng) for service in services}
         for cluster in self._clusters.values():
             resolver = cluster.service.resolver
             assert isinstance(resolver, Static)  # the service has seen to it
             cluster.publish(resolver.endpoints, resolver.source, clock())
+            if cluster.service.tls is not None:
+                _context(cluster.service.name, cluster.service.tls)
+        inherited.add(self)
 
     def client(self, service: str | None = None, **kwargs: Any) -> httpx.Client:
         """A plain `httpx.Client` whose requests go through the mesh.
@@ -73,17 +93,15 @@ class Mesh:
 
     def transport(self) -> httpx.BaseTransport:
         """A transport for any `httpx.Client`. Its connections are its own; closing the client closes them."""
-        from meshlib.transport.router import Router
         from meshlib.transport.sync import MeshTransport
 
-        return MeshTransport(Router(self._clusters, self._clock))
+        return MeshTransport(self._router())
 
     def async_transport(self) -> httpx.AsyncBaseTransport:
         """A transport for any `httpx.AsyncClient`; see `transport`."""
         from meshlib.transport.aio import AsyncMeshTransport
-        from meshlib.transport.router import Router
 
-        return AsyncMeshTransport(Router(self._clusters, self._clock))
+        return AsyncMeshTransport(self._router())
 
     def snapshot(self) -> dict[str, ServiceSnapshot]:
         """What every service looks like now, by name: frozen values with `.to_dict()`."""
@@ -96,6 +114,13 @@ class Mesh:
     async def aclose(self) -> None:
         """See `close`."""
         self.close()
+
+    def forget(self) -> None:
+        """After a fork, in the child; called by itself. What was learned of the endpoints stays."""
+        for cluster in self._clusters.values():
+            cluster.forget()
+        if self._is_own_rng:
+            self._rng.seed()  # or all children would draw alike
 
     def __enter__(self) -> Mesh:
         return self
@@ -115,6 +140,11 @@ class Mesh:
 
     def __repr__(self) -> str:
         return f"<Mesh of {', '.join(self._clusters) or 'no services'}>"
+
+    def _router(self) -> Router:
+        from meshlib.transport.router import Router
+
+        return Router(self._clusters, self._clock, send_deadline=self._send_deadline, inner=self._inner)
 
     def _settings(self, service: str | None, kwargs: dict[str, Any]) -> dict[str, Any]:
         if service is not None:
@@ -138,3 +168,13 @@ def _check(services: tuple[Any, ...]) -> None:
             names.add(service.name)
     if faults:
         raise ConfigError(faults)
+
+
+def _context(name: str, tls: TLS) -> None:
+    """Make the TLS context now: the first call would pay for it, and a file that is missing is found out here."""
+    from meshlib.transport.tls import context_for
+
+    try:
+        context_for(tls)
+    except ConfigError as error:
+        raise ConfigError(fault.under(f"services.{name}") for fault in error.faults) from error

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from ssl import SSLContext
 from typing import Any
 
-from meshlib.validation import check, instance, number, ruled, seconds, whole
+from meshlib.validation import Fault, check, instance, number, ruled, seconds, whole
 
 REPEATABLE_METHODS = frozenset({"GET", "HEAD", "OPTIONS", "PUT", "DELETE", "TRACE"})
 """RFC 9110, section 9.2.2: sending these twice is meant to have the effect of sending them once."""
@@ -144,6 +145,44 @@ class Connections(_Checked):
     max_idle: int = ruled(whole(at_least=0), default=20)
     keepalive: float = seconds(60.0)
     max_age: float = seconds(600.0)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TLS(_Checked):
+    """How a service is spoken to over TLS.
+
+    The name in the certificate is checked against `server_name`, else the service's name, never the address.
+
+    Args:
+        verify: whom to trust: `"system"` (default), the path of a bundle of certificates, or an `ssl.SSLContext` of
+            your own, which is then used as it is.
+        server_name: the name that the endpoints' certificates carry. Default the service's name.
+        cert: path of our own certificate, for services that ask for one.
+        key: path of its key, if that is not in the same file.
+        min_version: `"1.2"` (default) or `"1.3"`.
+
+    Raises:
+        ConfigError: if a value is not usable.
+    """
+
+    verify: str | SSLContext = ruled(
+        lambda value: (
+            None if isinstance(value, str | SSLContext) and value else "must be 'system', a path or a context"
+        ),
+        default="system",
+    )
+    server_name: str | None = ruled(lambda value: _optional_text(value, "a host name"), default=None)
+    cert: str | None = ruled(lambda value: _optional_text(value, "a path"), default=None)
+    key: str | None = ruled(lambda value: _optional_text(value, "a path"), default=None)
+    min_version: str = ruled(lambda value: None if value in ("1.2", "1.3") else "must be '1.2' or '1.3'", default="1.2")
+
+    def __post_init__(self) -> None:
+        orphan = self.key is not None and self.cert is None
+        check(self, [Fault("tls.cert", "must be given with a key, got none")] if orphan else [])
+
+
+def _optional_text(value: Any, what: str) -> str | None:
+    return None if value is None or (isinstance(value, str) and value) else f"must be {what} or None"
 
 
 def _each(values: Any, rule: Any, example: str) -> str | None:

@@ -14,7 +14,7 @@ from meshlib.core.balance import Balancer
 from meshlib.core.balance.least_request import LeastRequest
 from meshlib.discovery.static import EXAMPLE, Static
 from meshlib.endpoint import Endpoint
-from meshlib.policy import Breaker, Connections, Retry, Timeout
+from meshlib.policy import TLS, Breaker, Connections, Retry, Timeout
 from meshlib.validation import ConfigError, Fault, check, instance, ruled
 
 SCHEMES = ("static",)
@@ -35,6 +35,8 @@ class Service:
         retry: when it is tried again.
         breaker: when a node is ejected.
         connections: how many connections a client holds.
+        tls: how it is spoken to over TLS. Default not at all.
+        scheme: `"https"` is short for `tls=TLS()`. Default follows `tls`.
         host: the `Host` header: None (default) sends the service's name, `"endpoint"` the endpoint's address, any
             other string is sent as it is.
 
@@ -51,6 +53,14 @@ class Service:
     connections: Connections = ruled(
         instance(Connections, "Connections(max_idle=5)"), default=Connections(), kw_only=True
     )
+    tls: TLS | None = ruled(
+        lambda value: None if value is None else instance(TLS, "TLS()")(value), default=None, kw_only=True
+    )
+    scheme: str | None = ruled(
+        lambda value: None if value in (None, "http", "https") else "must be 'http' or 'https'",
+        default=None,
+        kw_only=True,
+    )
     host: str | None = ruled(lambda value: _host(value), default=None, kw_only=True)
 
     def __post_init__(self) -> None:
@@ -61,6 +71,10 @@ class Service:
             object.__setattr__(self, "resolver", _resolver(self.resolver))
         except ConfigError as error:
             faults += error.faults
+        if self.scheme == "http" and self.tls is not None:
+            faults.append(Fault("scheme", "must be 'https' or left out where tls is given, got 'http'"))
+        if self.scheme == "https" and self.tls is None:
+            object.__setattr__(self, "tls", TLS())
         try:
             check(self, faults)
         except ConfigError as error:

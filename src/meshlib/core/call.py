@@ -33,15 +33,19 @@ class Call:
         cluster: the service's live state.
         repeatable: whether the request may be executed twice (rule C1).
         deadline: when the call is given up, on the mesh's clock.
+        attempt_timeout: seconds for each attempt.
+        retries: whether a request that may have reached a server is sent again at all; what did not still fails over.
         key: what a consistent hash goes by.
     """
 
     __slots__ = (
+        "_attempt_timeout",
         "_cluster",
         "_counted",
         "_key",
         "_kind",
         "_paid",
+        "_retries",
         "_transparent_used",
         "_tried",
         "_waited",
@@ -51,8 +55,19 @@ class Call:
         "report",
     )
 
-    def __init__(self, cluster: Cluster, *, repeatable: bool, deadline: float, key: str | None = None) -> None:
+    def __init__(
+        self,
+        cluster: Cluster,
+        *,
+        repeatable: bool,
+        deadline: float,
+        attempt_timeout: float | None = None,
+        retries: bool = True,
+        key: str | None = None,
+    ) -> None:
         self._cluster = cluster
+        self._attempt_timeout = cluster.service.timeout.attempt if attempt_timeout is None else attempt_timeout
+        self._retries = retries
         self._key = key
         self._kind: Kind = "first"
         self._walk: Iterator[Node] | None = None
@@ -73,7 +88,7 @@ class Call:
         """
         if now >= self.deadline:
             return None
-        deadline = min(now + self._cluster.service.timeout.attempt, self.deadline)
+        deadline = min(now + self._attempt_timeout, self.deadline)
         with self._cluster.lock:
             self._cluster.collect_orphans()
             chosen = self._choose(now, deadline + LAPSE)
@@ -207,7 +222,7 @@ class Call:
         if attempt.outcome is Outcome.not_sent:
             if self._untried(attempt.started):
                 return "failover"
-        elif not self.repeatable:
+        elif not self.repeatable or not self._retries:
             return None
         elif attempt.outcome is Outcome.rejected:
             if attempt.status not in retry.on_status and (attempt.status != 429 or attempt.retry_after is None):

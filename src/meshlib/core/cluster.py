@@ -77,6 +77,13 @@ class Cluster:
         while self.orphans:
             self.orphans.popleft().finish()
 
+    def forget(self) -> None:
+        """After a fork, in the child: nobody holds the lock, and no attempt of the parent's is ours."""
+        self.lock = Lock()
+        self.orphans.clear()
+        for node in self._nodes.values():
+            node.forget_open()
+
     def snapshot(self, now: float) -> ServiceSnapshot:
         """The state of the service as frozen values."""
         with self.lock:

@@ -97,6 +97,11 @@ class Node:
         """The attempt's response has ended."""
         self.in_flight -= 1
 
+    def forget_open(self) -> None:
+        """No attempt is under way."""
+        self.in_flight = 0
+        self._open.clear()
+
     def rate(self, now: float) -> float:
         """Attempts per second of late."""
         return self._rate * math.exp((self._rated_at - now) / MEMORY)

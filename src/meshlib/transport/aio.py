@@ -6,13 +6,15 @@ Decides nothing; see `meshlib.core.call`. Its twin is `sync`, and the two are ke
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from typing import Any
 
 import anyio
 import httpx
 
 from meshlib.core.report import Attempt
-from meshlib.transport.connections import AsyncConnection, AsyncStacks
+from meshlib.transport.connections import AsyncStacks
 from meshlib.transport.exchange import DRAINED, NETWORK_ERRORS, Exchange, Reply
+from meshlib.transport.inner import AsyncInnerStacks
 from meshlib.transport.router import Router
 
 
@@ -25,7 +27,9 @@ class AsyncMeshTransport(httpx.AsyncBaseTransport):
 
     def __init__(self, router: Router) -> None:
         self._router = router
-        self._stacks = AsyncStacks(router.clock)
+        self._stacks: Any = (
+            AsyncStacks(router.clock) if router.inner is None else AsyncInnerStacks(router.inner, router.clock)
+        )
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """See `httpx.AsyncBaseTransport`.
@@ -55,7 +59,7 @@ class AsyncMeshTransport(httpx.AsyncBaseTransport):
 
     async def aclose(self) -> None:
         """Close every idle connection."""
-        self._stacks.close()
+        await self._stacks.aclose()
 
     async def _attempt(
         self, exchange: Exchange, attempt: Attempt, last: AsyncReply | None
@@ -70,18 +74,12 @@ class AsyncMeshTransport(httpx.AsyncBaseTransport):
         Returns:
             The latest answer, if any, and the seconds to wait before the next attempt, or None if this was the last.
         """
-        connection: AsyncConnection | None = None
+        connection = None
         try:
             if last is not None:
                 await last.drain()
-            connection = await self._stacks.take(
-                exchange.service.name,
-                attempt.endpoint,
-                exchange.service.connections,
-                timeout=exchange.connect_timeout,
-                deadline=attempt.deadline,
-            )
-            answer = await connection.http.handle_async_request(exchange.core_request(attempt))
+            connection = await self._stacks.take(exchange, attempt)
+            answer = await connection.send(exchange, attempt)
         except BaseException as error:
             if connection is not None:
                 self._stacks.drop(connection)
@@ -102,9 +100,9 @@ class AsyncReply(Reply, httpx.AsyncByteStream):
                 yield chunk
             return
         try:
-            async for chunk in self.answer.aiter_stream():
+            async for chunk in self.answer.body:
                 yield chunk
-            await self.answer.aclose()
+            await self.answer.body.aclose()
         except NETWORK_ERRORS as error:
             self.end(error)
             raise self.exchange.body_died(error) from error
@@ -115,7 +113,11 @@ class AsyncReply(Reply, httpx.AsyncByteStream):
 
     async def aclose(self) -> None:
         """The caller is done with it."""
-        self.end()
+        if not self.is_over:
+            try:
+                await self.answer.body.aclose()
+            finally:
+                self.end()
 
     async def drain(self) -> None:
         """Make room for another attempt: read the rest if it is short, and keep it; else drop the connection."""
@@ -124,11 +126,11 @@ class AsyncReply(Reply, httpx.AsyncByteStream):
         self.hurry()
         kept: list[bytes] = []
         try:
-            async for chunk in self.answer.aiter_stream():
+            async for chunk in self.answer.body:
                 kept.append(chunk)
                 if sum(map(len, kept)) > DRAINED:
                     return
-            await self.answer.aclose()
+            await self.answer.body.aclose()
             self.kept = kept
         except NETWORK_ERRORS:
             pass  # the answer was on its way out; its body is lost with it

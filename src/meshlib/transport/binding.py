@@ -14,7 +14,6 @@ import httpx
 
 from meshlib.core.outcome import End
 from meshlib.core.report import Report
-from meshlib.endpoint import Endpoint
 
 _ERRORS: tuple[tuple[type[Exception], type[httpx.TransportError]], ...] = (
     (httpcore.ConnectTimeout, httpx.ConnectTimeout),
@@ -28,6 +27,9 @@ _ERRORS: tuple[tuple[type[Exception], type[httpx.TransportError]], ...] = (
     (httpcore.RemoteProtocolError, httpx.RemoteProtocolError),
 )
 
+DEADLINE_HEADER = b"x-meshlib-deadline-ms"
+"""Tells the next hop how many milliseconds are left of the call."""
+
 RETRY_AFTER_STATUS = frozenset({429, 503})
 
 
@@ -36,38 +38,73 @@ def service_name(url: httpx.URL) -> str:
     return url.host.removesuffix(".")
 
 
-def core_request(request: httpx.Request, endpoint: Endpoint, host: str | None, stream: Any) -> httpcore.Request:
+def core_request(
+    request: httpx.Request, origin: httpcore.Origin, host: str | None, stream: Any, left: float | None
+) -> httpcore.Request:
     """The request as one endpoint gets it.
 
     Args:
         request: the caller's.
-        endpoint: where it goes.
-        host: the service's `host` setting.
+        origin: where it goes.
+        host: the `Host` header to send instead of the request's own, if any.
         stream: the body to send.
+        left: seconds that the next hop is told it has; None to tell it nothing.
     """
-    url = httpcore.URL(
-        scheme=b"http",
-        host=endpoint.host.encode("ascii"),
-        port=endpoint.port,
-        target=request.url.raw_path,
-    )
-    headers = request.headers.raw
-    if host is not None:
-        value = str(endpoint) if host == "endpoint" else host
-        headers = [(b"Host", value.encode("ascii")), *(pair for pair in headers if pair[0].lower() != b"host")]
+    url = httpcore.URL(scheme=origin.scheme, host=origin.host, port=origin.port, target=request.url.raw_path)
+    headers = outgoing_headers(request, host, left)
     return httpcore.Request(
         request.method.encode("ascii"), url, headers=headers, content=stream, extensions=request.extensions
     )
 
 
-def response(answer: httpcore.Response, stream: Any, report: Report) -> httpx.Response:
-    """The answer as the caller gets it; the report goes along."""
-    return httpx.Response(
-        answer.status,
-        headers=answer.headers,
-        stream=stream,
-        extensions={**answer.extensions, "meshlib": report},
-    )
+def outgoing_headers(request: httpx.Request, host: str | None, left: float | None) -> list[tuple[bytes, bytes]]:
+    """The request's headers and ours; see `core_request`."""
+    headers = request.headers.raw
+    if host is not None:
+        headers = [(b"Host", host.encode("ascii")), *_without(headers, b"host")]
+    if left is not None:
+        # What an application passes on from its own caller is older than what we know.
+        headers = [*_without(headers, DEADLINE_HEADER), (DEADLINE_HEADER, b"%d" % max(1, int(left * 1000)))]
+    return headers
+
+
+def _without(headers: list[tuple[bytes, bytes]], name: bytes) -> list[tuple[bytes, bytes]]:
+    return [pair for pair in headers if pair[0].lower() != name]
+
+
+class Answer:
+    """A response of httpcore's, its body still to come.
+
+    Args:
+        response: httpcore's.
+
+    Attributes:
+        status: the status code.
+    """
+
+    __slots__ = ("_response", "status")
+
+    def __init__(self, response: httpcore.Response) -> None:
+        self._response = response
+        self.status = response.status
+
+    def header(self, name: bytes) -> bytes:
+        """The first value of a header, by its name in lower case; empty if there is none."""
+        return next((value for key, value in self._response.headers if key.lower() == name), b"")
+
+    @property
+    def body(self) -> Any:
+        """An iterable, or async iterable, of bytes, with `close` or `aclose`."""
+        return self._response.stream
+
+    def response(self, stream: Any, report: Report) -> httpx.Response:
+        """The answer as the caller gets it, with the body as `stream`; the report goes along."""
+        return httpx.Response(
+            self.status,
+            headers=self._response.headers,
+            stream=stream,
+            extensions={**self._response.extensions, "meshlib": report},
+        )
 
 
 def is_bytes(request: httpx.Request) -> bool:
@@ -94,11 +131,21 @@ def end_of(error: BaseException, *, reused: bool, answered: bool) -> End:
 
 def httpx_error(error: Exception, request: httpx.Request) -> Exception:
     """The exception in httpx's classes; what is not httpcore's is returned as it is."""
+    if isinstance(error.__cause__, httpx.TransportError):
+        return error.__cause__
     for theirs, ours in _ERRORS:
         if isinstance(error, theirs):
             translated = ours(str(error), request=request)
             translated.__cause__ = error
             return translated
+    return error
+
+
+def core_error(error: httpx.TransportError) -> Exception:
+    """The other way round: an inner transport's exception in httpcore's classes."""
+    for theirs, ours in _ERRORS:
+        if isinstance(error, ours):
+            return theirs(str(error))
     return error
 
 
@@ -108,12 +155,11 @@ def in_words(error: BaseException) -> str:
     return f"{name}: {error}" if isinstance(error, httpcore.NetworkError | httpcore.TimeoutException) else name
 
 
-def retry_after(answer: httpcore.Response) -> float | None:
+def retry_after(answer: Answer) -> float | None:
     """The `Retry-After` of a 429 or 503 in seconds, from either of its forms; None if none can be read."""
     if answer.status not in RETRY_AFTER_STATUS:
         return None
-    given = next((value for name, value in answer.headers if name.lower() == b"retry-after"), b"")
-    text = given.decode("latin-1").strip()
+    text = answer.header(b"retry-after").decode("latin-1").strip()
     if text.isascii() and text.isdigit():
         return float(text[:12])
     from email.utils import parsedate_to_datetime  # only a date pays for it

@@ -9,18 +9,28 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from asyncio import AbstractEventLoop as EventLoop
+import warnings
 from collections import deque
+from collections.abc import Iterator
 from typing import Any, Generic, TypeVar
 
 import anyio
 import anyio.lowlevel
 import httpcore
 
+from meshlib.core.report import Attempt
 from meshlib.endpoint import Endpoint, Place
-from meshlib.policy import Connections
+from meshlib.fork import inherited
+from meshlib.policy import TLS
+from meshlib.service import Service
 from meshlib.transport import network, network_anyio, network_asyncio
-from meshlib.transport.network import Clock
+from meshlib.transport.binding import Answer
+from meshlib.transport.exchange import Exchange
+from meshlib.transport.network import Bounded, Clock, Dial
+from meshlib.transport.tls import context_for
+
+Key = tuple[str, Place, TLS | None]
+"""What connections are kept apart by: two services never share one, nor do two ways to speak TLS."""
 
 
 class Connection:
@@ -30,14 +40,26 @@ class Connection:
         stream: the connected stream.
         stack: where it belongs.
         now: the time.
+
+    Attributes:
+        is_reused: whether it has carried a request before.
     """
 
     def __init__(self, stream: network.Stream, stack: Stack[Connection], now: float) -> None:
         self.stream = stream
         self.stack = stack
-        self.http = httpcore.HTTP11Connection(stack.origin, stream)
         self.opened_at = self.idle_since = now
         self.is_reused = False
+        self._http = httpcore.HTTP11Connection(stack.origin, stream)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether its last response has ended in a way that lets it be used again."""
+        return self._http.is_idle()
+
+    def send(self, exchange: Exchange, attempt: Attempt) -> Answer:
+        """Send the request and wait for the headers."""
+        return Answer(self._http.handle_request(exchange.core_request(attempt, self.stack.origin)))
 
 
 class AsyncConnection:
@@ -51,9 +73,18 @@ class AsyncConnection:
     ) -> None:
         self.stream = stream
         self.stack = stack
-        self.http = httpcore.AsyncHTTP11Connection(stack.origin, stream)
         self.opened_at = self.idle_since = now
         self.is_reused = False
+        self._http = httpcore.AsyncHTTP11Connection(stack.origin, stream)
+
+    @property
+    def is_idle(self) -> bool:
+        """See `Connection.is_idle`."""
+        return self._http.is_idle()
+
+    async def send(self, exchange: Exchange, attempt: Attempt) -> Answer:
+        """See `Connection.send`."""
+        return Answer(await self._http.handle_async_request(exchange.core_request(attempt, self.stack.origin)))
 
 
 C = TypeVar("C", Connection, AsyncConnection)
@@ -63,19 +94,23 @@ class Stack(Generic[C]):
     """The connections to one place, in use and idle. Not locked: its owner sees to that.
 
     Args:
+        service: whose endpoint it is.
         endpoint: the place.
-        settings: how many, and for how long.
-        origin: what httpcore calls the place.
 
     Attributes:
+        dial: how a new connection is opened.
+        origin: what httpcore calls the place.
         size: connections open or being opened.
         waiting: those who wait for one, first come first.
     """
 
-    def __init__(self, endpoint: Endpoint, settings: Connections) -> None:
-        self.origin = httpcore.Origin(b"http", endpoint.host.encode("ascii"), endpoint.port)
-        self.place = str(endpoint)
-        self.settings = settings
+    def __init__(self, service: Service, endpoint: Endpoint) -> None:
+        context = None if service.tls is None else context_for(service.tls)
+        name = None if service.tls is None else service.tls.server_name or service.name
+        scheme = b"http" if service.tls is None else b"https"
+        self.dial = Dial(endpoint.host, endpoint.port, context, name)
+        self.origin = httpcore.Origin(scheme, endpoint.host.encode("ascii"), endpoint.port)
+        self.settings = service.connections
         self.size = 0
         self.waiting: deque[threading.Event | anyio.Event] = deque()
         self._idle: deque[C] = deque()
@@ -102,11 +137,11 @@ class Stack(Generic[C]):
         while self._idle and self._is_too_old(self._idle[0], now):
             self.drop(self._idle.popleft())
         connection.idle_since = now
-        if len(self._idle) >= self.settings.max_idle or not connection.http.is_idle():
+        if len(self._idle) >= self.settings.max_idle:
             self.drop(connection)
         else:
             self._idle.append(connection)
-            self.wake_next()
+            self._wake_next()
 
     def drop(self, connection: C) -> None:
         """Close a connection and give its room away."""
@@ -116,24 +151,28 @@ class Stack(Generic[C]):
     def vacate(self) -> None:
         """Give up room that was claimed."""
         self.size -= 1
-        self.wake_next()
-
-    def wake_next(self) -> None:
-        """Let the first of those who wait look again."""
-        if self.waiting:
-            self.waiting.popleft().set()
+        self._wake_next()
 
     def leave(self, turn: threading.Event | anyio.Event) -> None:
         """Stop waiting; a turn that came too late goes to the next."""
         if turn in self.waiting:
             self.waiting.remove(turn)
         else:
-            self.wake_next()
+            self._wake_next()
 
     def clear(self) -> None:
         """Close every idle connection."""
         while self._idle:
             self.drop(self._idle.pop())
+
+    def streams(self) -> Iterator[Bounded]:
+        """The streams of the idle connections."""
+        return (connection.stream for connection in self._idle)
+
+    def _wake_next(self) -> None:
+        """Let the first of those who wait look again."""
+        if self.waiting:
+            self.waiting.popleft().set()
 
     def _is_too_old(self, connection: C, now: float) -> bool:
         return (
@@ -155,33 +194,26 @@ class SyncStacks:
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._lock = threading.Lock()
-        self._stacks: dict[tuple[str, Place], Stack[Connection]] = {}
+        self._stacks: dict[Key, Stack[Connection]] = {}
         self._is_closed = False
         self.orphans: deque[Connection] = deque()
+        inherited.add(self)
 
-    def take(
-        self, service: str, endpoint: Endpoint, settings: Connections, *, timeout: float | None, deadline: float
-    ) -> Connection:
-        """A connection to the endpoint: a kept one, else a new one, else wait for one.
-
-        Args:
-            service: the service's name.
-            endpoint: where to.
-            settings: the service's.
-            timeout: bound for connecting, in seconds.
-            deadline: bound for all of it.
+    def take(self, exchange: Exchange, attempt: Attempt) -> Connection:
+        """A connection to the attempt's endpoint: a kept one, else a new one, else wait for one.
 
         Raises:
             httpcore.PoolTimeout: if none became free in time.
             httpcore.ConnectError, httpcore.ConnectTimeout: if a new one could not be opened.
         """
-        key = (service, endpoint.place)
+        service, endpoint, deadline = exchange.service, attempt.endpoint, attempt.deadline
+        key = (service.name, endpoint.place, service.tls)
         while True:
             with self._lock:
                 self._collect_orphans()
                 stack = self._stacks.get(key)
                 if stack is None:
-                    stack = self._stacks[key] = Stack(endpoint, settings)
+                    stack = self._stacks[key] = Stack(service, endpoint)
                 if (connection := stack.pop(self._clock())) is not None:
                     connection.stream.arm(deadline)
                     return connection
@@ -189,8 +221,8 @@ class SyncStacks:
                     break
                 turn = threading.Event()
                 stack.waiting.append(turn)
-            self._wait(stack, turn, deadline)
-        return self._open(stack, endpoint, timeout, deadline)
+            self._wait(stack, turn, exchange.slot_timeout, deadline)
+        return self._open(stack, exchange.connect_timeout, deadline)
 
     def put(self, connection: Connection) -> None:
         """Take a connection back after its response has ended."""
@@ -213,19 +245,24 @@ class SyncStacks:
             for stack in self._stacks.values():
                 stack.clear()
 
-    def _wait(self, stack: Stack[Connection], turn: threading.Event, deadline: float) -> None:
+    def forget(self) -> None:
+        """After a fork, in the child: start anew. The streams see to themselves."""
+        self._lock = threading.Lock()
+        self._stacks = {}
+        self.orphans = deque()
+
+    def _wait(self, stack: Stack[Connection], turn: threading.Event, timeout: float | None, deadline: float) -> None:
         try:
-            if not turn.wait(max(0.0, deadline - self._clock())):
-                raise no_slot(stack)
+            if not turn.wait(_patience(timeout, deadline - self._clock())):
+                raise _no_slot(stack)
         except BaseException:
             with self._lock:
                 stack.leave(turn)
             raise
 
-    def _open(self, stack: Stack[Connection], endpoint: Endpoint, timeout: float | None, deadline: float) -> Connection:
-        host, port = endpoint.place
+    def _open(self, stack: Stack[Connection], timeout: float, deadline: float) -> Connection:
         try:
-            stream = network.connect(host, port, timeout=timeout, deadline=deadline, clock=self._clock)
+            stream = network.connect(stack.dial, timeout, Bounded(self._clock, deadline))
         except BaseException:
             with self._lock:
                 stack.vacate()
@@ -238,6 +275,9 @@ class SyncStacks:
             orphan = self.orphans.popleft()
             orphan.stack.drop(orphan)
 
+    def __del__(self) -> None:
+        _warn_unclosed(stack for stack in self._stacks.values())
+
 
 class AsyncStacks:
     """The connections of one async client: on each event loop its own, since sockets do not move between loops.
@@ -247,31 +287,30 @@ class AsyncStacks:
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._loops: dict[object, dict[tuple[str, Place], Stack[AsyncConnection]]] = {}
+        self._loops: dict[object, dict[Key, Stack[AsyncConnection]]] = {}
         self._is_closed = False
         self.orphans: deque[AsyncConnection] = deque()
+        inherited.add(self)
 
-    async def take(
-        self, service: str, endpoint: Endpoint, settings: Connections, *, timeout: float | None, deadline: float
-    ) -> AsyncConnection:
+    async def take(self, exchange: Exchange, attempt: Attempt) -> AsyncConnection:
         """See `SyncStacks.take`."""
         self._collect_orphans()
+        service, endpoint, deadline = exchange.service, attempt.endpoint, attempt.deadline
         loop = running_loop()
         stacks = self._loops.get(loop)
         if stacks is None:
             stacks = self._adopt(loop)
-        key = (service, endpoint.place)
+        key = (service.name, endpoint.place, service.tls)
         stack = stacks.get(key)
         if stack is None:
-            stack = stacks[key] = Stack(endpoint, settings)
+            stack = stacks[key] = Stack(service, endpoint)
         while True:
             if (connection := stack.pop(self._clock())) is not None:
                 connection.stream.arm(deadline)
                 return connection
             if stack.reserve():
-                connect = network_asyncio.connect if isinstance(loop, EventLoop) else network_anyio.connect
-                return await self._open(connect, stack, endpoint, timeout, deadline)
-            await self._wait(stack, deadline)
+                return await self._open(loop, stack, exchange.connect_timeout, deadline)
+            await self._wait(stack, exchange.slot_timeout, deadline)
 
     def put(self, connection: AsyncConnection) -> None:
         """Take a connection back after its response has ended."""
@@ -284,46 +323,48 @@ class AsyncStacks:
         """Close a connection."""
         connection.stack.drop(connection)
 
-    def close(self) -> None:
+    async def aclose(self) -> None:
         """Close every idle connection; those in use close when they are put back or dropped."""
         self._is_closed = True
         self._collect_orphans()
-        for stacks in self._loops.values():
-            for stack in stacks.values():
-                stack.clear()
+        for stack in self._all_stacks():
+            stack.clear()
         self._loops.clear()
 
-    def _adopt(self, loop: object) -> dict[tuple[str, Place], Stack[AsyncConnection]]:
+    def forget(self) -> None:
+        """See `SyncStacks.forget`."""
+        self._loops = {}
+        self.orphans = deque()
+
+    def _all_stacks(self) -> Iterator[Stack[AsyncConnection]]:
+        return (stack for stacks in list(self._loops.values()) for stack in list(stacks.values()))
+
+    def _adopt(self, loop: object) -> dict[Key, Stack[AsyncConnection]]:
         """Begin with a new loop; connections of loops that are over are closed."""
-        for other in [known for known in self._loops if isinstance(known, EventLoop)]:
+        for other in [known for known in self._loops if isinstance(known, asyncio.AbstractEventLoop)]:
             if other.is_closed():
                 for stack in self._loops.pop(other).values():
                     stack.clear()
         return self._loops.setdefault(loop, {})
 
-    async def _wait(self, stack: Stack[AsyncConnection], deadline: float) -> None:
+    async def _wait(self, stack: Stack[AsyncConnection], timeout: float | None, deadline: float) -> None:
         turn = anyio.Event()
         stack.waiting.append(turn)
         try:
-            with anyio.move_on_after(max(0.0, deadline - self._clock())):
+            with anyio.move_on_after(_patience(timeout, deadline - self._clock())):
                 await turn.wait()
             if not turn.is_set():
-                raise no_slot(stack)
+                raise _no_slot(stack)
         except BaseException:
             stack.leave(turn)
             raise
 
     async def _open(
-        self,
-        connect: Any,
-        stack: Stack[AsyncConnection],
-        endpoint: Endpoint,
-        timeout: float | None,
-        deadline: float,
+        self, loop: object, stack: Stack[AsyncConnection], timeout: float, deadline: float
     ) -> AsyncConnection:
-        host, port = endpoint.place
+        connect: Any = network_asyncio.connect if isinstance(loop, asyncio.AbstractEventLoop) else network_anyio.connect
         try:
-            stream = await connect(host, port, timeout=timeout, deadline=deadline, clock=self._clock)
+            stream = await connect(stack.dial, timeout, Bounded(self._clock, deadline))
         except BaseException:
             stack.vacate()
             raise
@@ -335,6 +376,9 @@ class AsyncStacks:
             orphan = self.orphans.popleft()
             orphan.stack.drop(orphan)
 
+    def __del__(self) -> None:
+        _warn_unclosed(self._all_stacks())
+
 
 def running_loop() -> object:
     """The event loop of the caller, whichever library runs it."""
@@ -344,7 +388,21 @@ def running_loop() -> object:
         return anyio.lowlevel.current_token()
 
 
-def no_slot(stack: Stack[Any]) -> httpcore.PoolTimeout:
-    """All connections stayed taken until the deadline."""
-    limit = stack.settings.max_per_endpoint
-    return httpcore.PoolTimeout(f"all {limit} connections to {stack.place} stayed in use")
+def _patience(timeout: float | None, left: float) -> float:
+    """Seconds to wait for a connection: the client's own bound on that, if it has one, within the attempt's."""
+    return max(0.0, left if timeout is None else min(timeout, left))
+
+
+def _no_slot(stack: Stack[Any]) -> httpcore.PoolTimeout:
+    return httpcore.PoolTimeout(f"all {stack.settings.max_per_endpoint} connections to {stack.dial} stayed in use")
+
+
+def _warn_unclosed(stacks: Iterator[Stack[Any]]) -> None:
+    """A client is garbage-collected: free its sockets, and say so if that was left to us."""
+    idle = [stream for stack in stacks for stream in stack.streams()]
+    for stream in idle:
+        stream.abort()
+    if idle:
+        warnings.warn(
+            f"unclosed client of a mesh, {len(idle)} connections are closed now", ResourceWarning, stacklevel=3
+        )

@@ -6,18 +6,23 @@ transport's facts into the words of `meshlib.core.call` and never does I/O.
 
 from __future__ import annotations
 
+import math
+import time
+from collections.abc import Collection, Mapping
+from dataclasses import replace
 from typing import Any
 
 import httpcore
 import httpx
 
-from meshlib.core.call import Call
+from meshlib.core.call import TIMER_SLACK, Call
 from meshlib.core.cluster import Cluster
 from meshlib.core.report import Attempt
 from meshlib.errors import DeadlineExceeded, NoEndpoints
+from meshlib.policy import Timeout
+from meshlib.scope import checked, current_scope
 from meshlib.transport import binding
 from meshlib.transport.body import AsyncRecordedBody, RecordedBody
-from meshlib.transport.connections import AsyncConnection, Connection
 from meshlib.transport.network import Clock
 
 DRAINED = 65536
@@ -26,7 +31,12 @@ DRAINED = 65536
 DRAIN_TIME = 0.1
 """Seconds that this reading may take."""
 
-NETWORK_ERRORS = (httpcore.NetworkError, httpcore.RemoteProtocolError, httpcore.TimeoutException)
+NETWORK_ERRORS = (
+    httpcore.NetworkError,
+    httpcore.RemoteProtocolError,
+    httpcore.TimeoutException,
+    httpx.TransportError,  # from an inner transport
+)
 """What may happen to a body that is read."""
 
 
@@ -37,35 +47,55 @@ class Exchange:
         cluster: the service's live state.
         request: the caller's.
         clock: the mesh's.
-        options: from the request's `extensions["meshlib"]`.
+        send_deadline: whether the next hop is told what is left of the call's time.
+
+    Attributes:
+        body: what is sent.
+        body_deadline: when reading the response's body is given up.
+        connect_timeout, slot_timeout: seconds for opening a connection, and for waiting for one.
+
+    Raises:
+        TypeError, ConfigError: for options in `extensions["meshlib"]` that cannot be.
     """
 
-    def __init__(self, cluster: Cluster, request: httpx.Request, clock: Clock, options: dict[str, Any]) -> None:
+
+    def __init__(self, cluster: Cluster, request: httpx.Request, clock: Clock, send_deadline: bool) -> None:
         service = cluster.service
+        options, timeout, deadline = _in_force(request, service.timeout)
         self.cluster = cluster
         self.service = service
         self.request = request
         self.clock = clock
+        self._started = now = clock()
         self.call = Call(
             cluster,
             repeatable=_is_repeatable(request, service.retry.methods, options),
-            deadline=clock() + service.timeout.total,
+            deadline=now + (min(timeout.total, deadline)),
+            attempt_timeout=timeout.attempt,
+            retries=options.get("retry", True),
+            key=options.get("hash_key"),
         )
-        timeouts = request.extensions.get("timeout", {})
-        given = timeouts.get("connect")
-        self.connect_timeout = service.timeout.connect if given is None else min(given, service.timeout.connect)
-        self._body = self._replayable_body(service.retry.buffer_body)
+        given = request.extensions.get("timeout") or {}
+        self.connect_timeout = _shorter(timeout.connect, given.get("connect"))
+        self.slot_timeout: float | None = given.get("pool")
+        self.body_deadline = self.call.deadline if options.get("body_deadline", True) else math.inf
+        self._send_deadline = send_deadline
+        self.body = self._replayable_body(service.retry.buffer_body)
         self._error: Exception | None = None
 
     def begin(self) -> Attempt | None:
         """Start the next attempt; None if there can be none."""
         return self.call.begin(self.clock())
 
-    def core_request(self, attempt: Attempt) -> httpcore.Request:
+    def core_request(self, attempt: Attempt, origin: httpcore.Origin) -> httpcore.Request:
         """The request as the attempt's endpoint gets it."""
-        return binding.core_request(self.request, attempt.endpoint, self.service.host, self._body)
+        return binding.core_request(self.request, origin, self._host(attempt), self.body, self._left(attempt))
 
-    def answered(self, attempt: Attempt, answer: httpcore.Response) -> float | None:
+    def headers(self, attempt: Attempt) -> list[tuple[bytes, bytes]]:
+        """The headers alone, for those who make the request themselves."""
+        return binding.outgoing_headers(self.request, self._host(attempt), self._left(attempt))
+
+    def answered(self, attempt: Attempt, answer: binding.Answer) -> float | None:
         """The headers are there. Returns None if this answer is the call's, else the seconds to wait."""
         return self.call.settle(
             attempt,
@@ -75,9 +105,7 @@ class Exchange:
             resendable=self._is_resendable(),
         )
 
-    def broke(
-        self, attempt: Attempt, error: BaseException, connection: Connection | AsyncConnection | None
-    ) -> float | None:
+    def broke(self, attempt: Attempt, error: BaseException, connection: Any) -> float | None:
         """The attempt raised. Returns None if the call ends with it, else the seconds to wait."""
         stream = connection.stream if connection else None
         reused = connection is not None and connection.is_reused
@@ -95,14 +123,19 @@ class Exchange:
     def body_died(self, error: Exception) -> Exception:
         """The exception for a body that did not end well."""
         self._error = error
-        return self.failure()
+        return self.failure(self.body_deadline)
 
-    def failure(self) -> Exception:
-        """The exception that leaves a call without an answer; it carries the report, and lists it in a note."""
+    def failure(self, deadline: float | None = None) -> Exception:
+        """The exception that leaves a call without an answer; it carries the report, and lists it in a note.
+
+        Args:
+            deadline: what may have run out; default the call's.
+        """
         report = self.call.report
-        if self.call.is_expired(self.clock()):
-            total = self.service.timeout.total
-            error: Exception = DeadlineExceeded(f"{report.service}: no answer within {total:g} s", request=self.request)
+        if self.clock() >= (self.call.deadline if deadline is None else deadline) - TIMER_SLACK:
+            given = self.call.deadline - self._started
+            said = f"{report.service}: no answer within {given:.3g} s"
+            error: Exception = DeadlineExceeded(said, request=self.request)
             error.__cause__ = self._error
         elif self._error is None:
             error = NoEndpoints(f"{report.service}: no endpoint is to be called now", request=self.request)
@@ -111,6 +144,12 @@ class Exchange:
         error.meshlib_report = report  # type: ignore[attr-defined]
         error.add_note(f"meshlib: {report}")
         return error
+
+    def _host(self, attempt: Attempt) -> str | None:
+        return str(attempt.endpoint) if self.service.host == "endpoint" else self.service.host
+
+    def _left(self, attempt: Attempt) -> float | None:
+        return self.call.deadline - attempt.started if self._send_deadline else None
 
     def _replayable_body(self, limit: int) -> Any:
         stream = self.request.stream
@@ -122,7 +161,7 @@ class Exchange:
         return RecordedBody(stream, limit)
 
     def _is_resendable(self) -> bool:
-        return getattr(self._body, "is_resendable", True)
+        return getattr(self.body, "is_resendable", True)
 
 
 class Reply:
@@ -134,7 +173,7 @@ class Reply:
         exchange: the call it belongs to.
         attempt: the attempt that brought it.
         connection: where the body comes from.
-        answer: the headers, and httpcore's stream.
+        answer: the headers, and the stream of the body.
         stacks: where the connection goes afterwards.
 
     Attributes:
@@ -143,9 +182,9 @@ class Reply:
     """
 
     def __init__(
-        self, exchange: Exchange, attempt: Attempt, connection: Any, answer: httpcore.Response, stacks: Any
+        self, exchange: Exchange, attempt: Attempt, connection: Any, answer: binding.Answer, stacks: Any
     ) -> None:
-        connection.stream.deadline = exchange.call.deadline
+        connection.stream.deadline = exchange.body_deadline
         self.answer = answer
         self.kept: list[bytes] | None = None
         self.exchange = exchange
@@ -156,7 +195,7 @@ class Reply:
 
     def response(self) -> httpx.Response:
         """The answer as the caller gets it."""
-        return binding.response(self.answer, self, self.exchange.call.report)
+        return self.answer.response(self, self.exchange.call.report)
 
     @property
     def is_whole(self) -> bool:
@@ -173,13 +212,13 @@ class Reply:
         if self.is_over:
             return
         self.is_over = True
-        if died is None and self._connection.http.is_idle():
+        if died is None and self._connection.is_idle:
             self._stacks.put(self._connection)
         else:
             self._stacks.drop(self._connection)
         now = self.exchange.clock()
         call = self.exchange.call
-        # Whoever sets a deadline on a long body must not have the endpoint blamed for it.
+        # A long body that outlasts the caller's own deadline is not the endpoint's fault.
         blamed = isinstance(died, NETWORK_ERRORS) and not call.is_expired(now)
         call.release(self._attempt, now, died=binding.in_words(died) if died is not None and blamed else None)
 
@@ -191,7 +230,26 @@ class Reply:
             self.exchange.cluster.orphans.append(self._attempt)
 
 
-def _is_repeatable(request: httpx.Request, methods: Any, options: dict[str, Any]) -> bool:
+def _in_force(request: httpx.Request, timeout: Timeout) -> tuple[Mapping[str, Any], Timeout, float]:
+    """The options of the request and of the blocks around it, the timeout they make, and the seconds to the deadline.
+
+    Precedence: the request's extension, the nearest block, the service.
+    """
+    scope = current_scope()
+    options = scope.options
+    if own := request.extensions.get("meshlib"):
+        options = {**options, **checked(own, "extensions['meshlib']")}
+    if (given := options.get("timeout")) is not None:
+        timeout = given if isinstance(given, Timeout) else replace(timeout, total=given)
+    # Blocks measure by the real clock, since they belong to no mesh; what is left is the same on every clock.
+    return options, timeout, scope.deadline - time.monotonic() if scope.deadline < math.inf else math.inf
+
+
+def _shorter(one: float, other: float | None) -> float:
+    return one if other is None or one < other else other
+
+
+def _is_repeatable(request: httpx.Request, methods: Collection[str], options: Mapping[str, Any]) -> bool:
     """Rule C1."""
     if (said := options.get("idempotent")) is not None:
         return bool(said)

@@ -9,13 +9,17 @@ the request was written, which is the proof that a request may be repeated. It n
 from __future__ import annotations
 
 import math
+import os
 import select
 import socket
 import ssl
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import httpcore
+
+from meshlib.fork import inherited
 
 Clock = Callable[[], float]
 
@@ -31,14 +35,29 @@ class Bounded:
         deadline: see below; default none.
 
     Attributes:
+        clock: see above.
         deadline: no read or write lasts longer than this instant.
         sent: whether a byte was handed to the kernel since `arm`.
         answered: whether a byte was received since `arm`.
     """
 
     def __init__(self, clock: Clock, deadline: float = math.inf) -> None:
-        self._clock = clock
+        self.clock = clock
         self.arm(deadline)
+
+    def get_extra_info(self, info: str) -> Any:
+        """See `httpcore.NetworkStream`."""
+        raise NotImplementedError
+
+    def abort(self) -> None:
+        """Drop the connection without waiting, from whatever state; more than once is fine."""
+        raise NotImplementedError
+
+    def forget(self) -> None:
+        """After a fork, in the child: close the descriptor, and nothing else; the connection is the parent's."""
+        descriptor = self.get_extra_info("socket").detach()
+        if descriptor >= 0:
+            os.close(descriptor)
 
     def arm(self, deadline: float) -> None:
         """A new attempt takes the stream over."""
@@ -49,7 +68,7 @@ class Bounded:
         """Seconds that the next operation may take; not above 0 if none; None if there is no bound at all."""
         if self.deadline == math.inf:
             return timeout
-        left = self.deadline - self._clock()
+        left = self.deadline - self.clock()
         return left if timeout is None or left < timeout else timeout
 
 
@@ -66,6 +85,7 @@ class Stream(Bounded, httpcore.NetworkStream):
         self._sock = sock
         self._poll = select.poll()
         self._poll.register(sock, select.POLLIN)
+        inherited.add(self)
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         """Wait for some bytes; none means that the peer has closed."""
@@ -103,7 +123,14 @@ class Stream(Bounded, httpcore.NetworkStream):
         """Close at once; more than once is fine."""
         self._sock.close()
 
-    abort = close
+    def abort(self) -> None:
+        """See `Bounded.abort`."""
+        self._sock.close()
+
+    @property
+    def ssl_object(self) -> ssl.SSLSocket | None:
+        """The TLS side of the connection, if it has one."""
+        return self._sock if isinstance(self._sock, ssl.SSLSocket) else None
 
     @property
     def is_readable(self) -> bool:
@@ -115,42 +142,62 @@ class Stream(Bounded, httpcore.NetworkStream):
         return socket_info(self._sock, info, self)
 
 
-def connect(host: str, port: int, *, timeout: float | None, deadline: float, clock: Clock) -> Stream:
-    """Open a connection to an address.
+@dataclass(frozen=True, slots=True)
+class Dial:
+    """Where a connection goes.
 
-    Args:
+    Attributes:
         host: an IP address or `localhost`.
         port: the port.
-        timeout: bound for each address, in seconds.
-        deadline: bound for all of it.
-        clock: what the deadline is measured by.
+        context: for TLS; None for none.
+        server_name: what the peer's certificate must carry.
+    """
+
+    host: str
+    port: int
+    context: ssl.SSLContext | None = None
+    server_name: str | None = None
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    def addresses(self, timeout: float | None, bounds: Bounded) -> Iterator[tuple[str, float | None]]:
+        """The addresses to dial, in order, each with the seconds it may take, until no time is left."""
+        for address in LOOPBACKS if self.host == "localhost" else (self.host,):
+            left = bounds.left(timeout)
+            if left is not None and left <= 0:
+                return
+            yield address, left
+
+
+def connect(dial: Dial, timeout: float | None, bounds: Bounded) -> Stream:
+    """Open a connection, the TLS handshake included.
+
+    Args:
+        dial: where to.
+        timeout: for each address, in seconds.
+        bounds: for all of it.
 
     Raises:
         httpcore.ConnectTimeout, httpcore.ConnectError: the last address's failure.
     """
     last: Exception | None = None
-    for address, left in dials(host, timeout, Bounded(clock, deadline)):
+    for address, left in dial.addresses(timeout, bounds):
         sock = open_socket(address)
         try:
             sock.settimeout(left)
-            sock.connect((address, port))
+            sock.connect((address, dial.port))
+            if dial.context is not None:
+                sock.settimeout(bounds.left(timeout))
+                sock = dial.context.wrap_socket(sock, server_hostname=dial.server_name)
         except BaseException as error:  # whatever it is, the socket goes
             sock.close()
             if not isinstance(error, OSError):
                 raise
             last = error
         else:
-            return Stream(sock, clock)
-    raise connect_error(last, host, port)
-
-
-def dials(host: str, timeout: float | None, bounds: Bounded) -> Iterator[tuple[str, float | None]]:
-    """The addresses to dial, in order, each with the seconds it may take, until no time is left."""
-    for address in LOOPBACKS if host == "localhost" else (host,):
-        left = bounds.left(timeout)
-        if left is not None and left <= 0:
-            return
-        yield address, left
+            return Stream(sock, bounds.clock)
+    raise connect_error(last, dial)
 
 
 def open_socket(address: str) -> socket.socket:
@@ -160,14 +207,15 @@ def open_socket(address: str) -> socket.socket:
     return sock
 
 
-def connect_error(error: Exception | None, host: str, port: int) -> Exception:
+def connect_error(error: Exception | None, dial: Dial) -> Exception:
     """The failure to connect, in httpcore's classes and with the place in it."""
-    place = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     if error is None or isinstance(error, TimeoutError):
-        timeout = httpcore.ConnectTimeout(f"connecting to {place} timed out")
+        timeout = httpcore.ConnectTimeout(f"connecting to {dial} timed out")
         timeout.__cause__ = error
         return timeout
-    refused = httpcore.ConnectError(f"connecting to {place} failed: {error.strerror if isinstance(error, OSError) and error.strerror else error}")
+    refused = httpcore.ConnectError(
+        f"connecting to {dial} failed: {error.strerror if isinstance(error, OSError) and error.strerror else error}"
+    )
     refused.__cause__ = error
     return refused
 
@@ -184,5 +232,5 @@ def socket_info(sock: Any, info: str, stream: Any) -> Any:
         case "is_readable":
             return stream.is_readable
         case "ssl_object":
-            return sock if isinstance(sock, ssl.SSLSocket) else None
+            return stream.ssl_object
     return None

@@ -10,7 +10,8 @@ from typing import Any
 
 import httpcore
 
-from meshlib.transport.network import Bounded, Clock, connect_error, dials
+from meshlib.fork import inherited
+from meshlib.transport.network import Bounded, Clock, Dial, connect_error
 
 
 class AnyIOStream(Bounded, httpcore.AsyncNetworkStream):
@@ -24,6 +25,7 @@ class AnyIOStream(Bounded, httpcore.AsyncNetworkStream):
     def __init__(self, stream: httpcore.AsyncNetworkStream, clock: Clock) -> None:
         super().__init__(clock)
         self._stream = stream
+        inherited.add(self)
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         """Wait for some bytes; none means that the peer has closed."""
@@ -60,16 +62,16 @@ class AnyIOStream(Bounded, httpcore.AsyncNetworkStream):
         return self._stream.get_extra_info(info)
 
 
-async def connect(host: str, port: int, *, timeout: float | None, deadline: float, clock: Clock) -> AnyIOStream:
-    """Open a connection to an address; see `network.connect`."""
+async def connect(dial: Dial, timeout: float | None, bounds: Bounded) -> AnyIOStream:
+    """Open a connection, the TLS handshake included; see `network.connect`."""
     last: Exception | None = None
-    for address, left in dials(host, timeout, Bounded(clock, deadline)):
+    for address, left in dial.addresses(timeout, bounds):
         try:
-            stream = await httpcore.AnyIOBackend().connect_tcp(address, port, timeout=left)
+            stream = await httpcore.AnyIOBackend().connect_tcp(address, dial.port, timeout=left)
+            if dial.context is not None:
+                stream = await stream.start_tls(dial.context, dial.server_name, bounds.left(timeout))
         except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
             last = error
         else:
-            return AnyIOStream(stream, clock)
-    if isinstance(last, httpcore.ConnectTimeout):
-        last = None
-    raise connect_error(last, host, port)
+            return AnyIOStream(stream, bounds.clock)
+    raise connect_error(None if isinstance(last, httpcore.ConnectTimeout) else last, dial)

@@ -14,7 +14,8 @@ from typing import Any
 
 import httpcore
 
-from meshlib.transport.network import Bounded, Clock, connect_error, dials, open_socket, socket_info
+from meshlib.fork import inherited, strays
+from meshlib.transport.network import Bounded, Clock, Dial, connect_error, open_socket, socket_info
 
 KEPT = 256 * 1024
 """Received bytes held for a slow consumer before the socket is no longer read."""
@@ -41,6 +42,7 @@ class AsyncioStream(Bounded, asyncio.Protocol, httpcore.AsyncNetworkStream):
         self._is_held = False
         self._ended = False
         self._error: Exception | None = None
+        inherited.add(self)
 
     # What asyncio calls
 
@@ -113,6 +115,13 @@ class AsyncioStream(Bounded, asyncio.Protocol, httpcore.AsyncNetworkStream):
         if self._error is not None:
             raise httpcore.WriteError(str(self._error)) from self._error
 
+    def forget(self) -> None:
+        """See `Bounded.forget`. Aborting would take the socket out of the epoll that is shared with the parent."""
+        super().forget()
+        strays.append(self._transport)
+        self._transport = None
+        self._ended = True
+
     async def aclose(self) -> None:
         """Close at once; more than once is fine."""
         self.abort()
@@ -125,6 +134,11 @@ class AsyncioStream(Bounded, asyncio.Protocol, httpcore.AsyncNetworkStream):
             self._transport.abort()
         else:
             self._loop.call_soon_threadsafe(self._transport.abort)
+
+    @property
+    def ssl_object(self) -> Any:
+        """The TLS side of the connection, if it has one."""
+        return self._transport.get_extra_info("ssl_object") if self._transport is not None else None
 
     @property
     def is_readable(self) -> bool:
@@ -144,24 +158,32 @@ class AsyncioStream(Bounded, asyncio.Protocol, httpcore.AsyncNetworkStream):
         return await wait_until(self._loop, future, left)
 
 
-async def connect(host: str, port: int, *, timeout: float | None, deadline: float, clock: Clock) -> AsyncioStream:
-    """Open a connection to an address; see `network.connect`."""
+async def connect(dial: Dial, timeout: float | None, bounds: Bounded) -> AsyncioStream:
+    """Open a connection, the TLS handshake included; see `network.connect`."""
     loop = asyncio.get_running_loop()
     last: Exception | None = None
-    for address, left in dials(host, timeout, Bounded(clock, deadline)):
+    for address, left in dial.addresses(timeout, bounds):
         sock = open_socket(address)
-        stream = AsyncioStream(sock, clock, loop)
+        stream = AsyncioStream(sock, bounds.clock, loop)
         try:
-            await _connect_socket(loop, sock, (address, port), left)
-            await loop.create_connection(lambda stream=stream: stream, sock=sock)  # type: ignore[misc]
+            await _connect_socket(loop, sock, (address, dial.port), left)
+            await loop.create_connection(lambda: stream, sock=sock, **_tls(dial, bounds.left(timeout)))  # noqa: B023
         except BaseException as error:  # whatever it is, the socket goes
             sock.close()
             if not isinstance(error, OSError):
                 raise
-            last = error
+            late = (left := bounds.left(timeout)) is not None and left <= 0  # asyncio calls a slow handshake "aborted"
+            last = TimeoutError() if late else error
         else:
             return stream
-    raise connect_error(last, host, port)
+    raise connect_error(last, dial)
+
+
+def _tls(dial: Dial, left: float | None) -> dict[str, Any]:
+    if dial.context is None:
+        return {}
+    bound = None if left is None else max(left, 0.001)
+    return {"ssl": dial.context, "server_hostname": dial.server_name, "ssl_handshake_timeout": bound}
 
 
 async def _connect_socket(

@@ -17,9 +17,6 @@ from meshlib.transport import binding
 from meshlib.transport.exchange import Exchange
 from meshlib.transport.network import Clock
 
-OPTIONS = ("idempotent",)
-"""What a request's `extensions["meshlib"]` may set."""
-
 
 class Router:
     """The services a client may call.
@@ -27,10 +24,16 @@ class Router:
     Args:
         clusters: their live state, by name.
         clock: the mesh's.
+        send_deadline: whether the next hop is told what is left of a call's time.
+        inner: makes the transport for an endpoint; None for our own connections.
     """
 
-    def __init__(self, clusters: Mapping[str, Cluster], clock: Clock) -> None:
+    def __init__(
+        self, clusters: Mapping[str, Cluster], clock: Clock, *, send_deadline: bool = True, inner: Any = None
+    ) -> None:
         self.clock = clock
+        self.inner = inner
+        self._send_deadline = send_deadline
         self._clusters = clusters
 
     def exchange(self, request: httpx.Request) -> Exchange:
@@ -48,14 +51,7 @@ class Router:
         if url.port is not None:
             hint = f"endpoints bring their own ports; call http://{name}/ without ':{url.port}'"
             raise UnknownService(f"{name}:{url.port}", self._clusters, hint)
-        if url.scheme != "http":
-            hint = f"it has no TLS; call http://{name}/, or give the service TLS settings"
+        if url.scheme != "http" and cluster.service.tls is None:
+            hint = f"it has no TLS; call http://{name}/, or give the service tls=TLS()"
             raise UnknownService(f"{url.scheme}://{name}", self._clusters, hint)
-        return Exchange(cluster, request, self.clock, _options(request))
-
-
-def _options(request: httpx.Request) -> dict[str, Any]:
-    options: dict[str, Any] = request.extensions.get("meshlib", {})
-    if unknown := [key for key in options if key not in OPTIONS]:
-        raise TypeError(f"extensions['meshlib'] has no option {unknown[0]!r}; known: {', '.join(OPTIONS)}")
-    return options
+        return Exchange(cluster, request, self.clock, self._send_deadline)

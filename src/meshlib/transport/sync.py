@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import httpx
 
 from meshlib.core.report import Attempt
-from meshlib.transport.connections import Connection, SyncStacks
+from meshlib.transport.connections import SyncStacks
 from meshlib.transport.exchange import DRAINED, NETWORK_ERRORS, Exchange, Reply
+from meshlib.transport.inner import InnerStacks
 from meshlib.transport.router import Router
 
 
@@ -25,7 +27,9 @@ class MeshTransport(httpx.BaseTransport):
 
     def __init__(self, router: Router) -> None:
         self._router = router
-        self._stacks = SyncStacks(router.clock)
+        self._stacks: Any = (
+            SyncStacks(router.clock) if router.inner is None else InnerStacks(router.inner, router.clock)
+        )
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         """See `httpx.BaseTransport`.
@@ -70,18 +74,12 @@ class MeshTransport(httpx.BaseTransport):
         Returns:
             The latest answer, if any, and the seconds to wait before the next attempt, or None if this was the last.
         """
-        connection: Connection | None = None
+        connection = None
         try:
             if last is not None:
                 last.drain()
-            connection = self._stacks.take(
-                exchange.service.name,
-                attempt.endpoint,
-                exchange.service.connections,
-                timeout=exchange.connect_timeout,
-                deadline=attempt.deadline,
-            )
-            answer = connection.http.handle_request(exchange.core_request(attempt))
+            connection = self._stacks.take(exchange, attempt)
+            answer = connection.send(exchange, attempt)
         except BaseException as error:
             if connection is not None:
                 self._stacks.drop(connection)
@@ -101,8 +99,8 @@ class SyncReply(Reply, httpx.SyncByteStream):
             yield from self.kept
             return
         try:
-            yield from self.answer.iter_stream()
-            self.answer.close()
+            yield from self.answer.body
+            self.answer.body.close()
         except NETWORK_ERRORS as error:
             self.end(error)
             raise self.exchange.body_died(error) from error
@@ -113,7 +111,11 @@ class SyncReply(Reply, httpx.SyncByteStream):
 
     def close(self) -> None:
         """The caller is done with it."""
-        self.end()
+        if not self.is_over:
+            try:
+                self.answer.body.close()
+            finally:
+                self.end()
 
     def drain(self) -> None:
         """Make room for another attempt: read the rest if it is short, and keep it; else drop the connection."""
@@ -122,11 +124,11 @@ class SyncReply(Reply, httpx.SyncByteStream):
         self.hurry()
         kept: list[bytes] = []
         try:
-            for chunk in self.answer.iter_stream():
+            for chunk in self.answer.body:
                 kept.append(chunk)
                 if sum(map(len, kept)) > DRAINED:
                     return
-            self.answer.close()
+            self.answer.body.close()
             self.kept = kept
         except NETWORK_ERRORS:
             pass  # the answer was on its way out; its body is lost with it

@@ -1,0 +1,38 @@
+"""What happens when the process forks.
+
+Decides that a child keeps none of its parent's sockets: two processes on one connection read each other's answers. The
+child closes its descriptors without a word to the peer, whose connections are the parent's, and connects anew. What was
+learned of the endpoints stays.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Protocol
+from weakref import WeakSet
+
+
+class Inherited(Protocol):
+    """Something that a forked child must begin anew."""
+
+    def forget(self) -> None:
+        """Let go of everything that belongs to the parent."""
+
+    def __hash__(self) -> int: ...
+
+
+inherited: WeakSet[Inherited] = WeakSet()
+"""Everything of this process that a child will find."""
+
+
+strays: list[object] = []
+"""What must not be finalized in the child, since its finalizer would meddle with the parent's event loop."""
+
+
+def _in_child() -> None:
+    for each in list(inherited):
+        each.forget()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_in_child)

@@ -1,0 +1,173 @@
+"""What holds for the calls made inside a block or a function: `options` and `deadline`.
+
+Decides how the settings of nested blocks add up. Both live in a context variable, so they follow tasks, and threads
+that were given a copy of the context. Nothing here makes a call.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import math
+import time
+from collections.abc import Callable, Mapping
+from contextvars import ContextVar
+from types import TracebackType
+from typing import Any, ParamSpec, TypeVar
+
+from meshlib.policy import Timeout
+from meshlib.validation import ConfigError, Fault, Rule, number
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class Scope:
+    """What holds at one point of the code: the options of all blocks around it, and the earliest of their deadlines.
+
+    Attributes:
+        options: the innermost value of each.
+        deadline: on `time.monotonic`; infinite if there is none.
+    """
+
+    __slots__ = ("deadline", "options", "outer")
+    options: Mapping[str, Any]
+    deadline: float
+
+    def __init__(self, outer: Scope | None, options: Mapping[str, Any], deadline: float) -> None:
+        self.outer = outer
+        self.options = {**outer.options, **options} if outer else dict(options)
+        self.deadline = min(deadline, outer.deadline) if outer else deadline
+
+
+_scope: ContextVar[Scope | None] = ContextVar("meshlib_scope", default=None)
+
+NOTHING = Scope(None, {}, math.inf)
+
+
+def current_scope() -> Scope:
+    """What holds here."""
+    return _scope.get() or NOTHING
+
+
+class _Block:
+    """A context manager, and a decorator for functions and coroutine functions, that opens a scope.
+
+    The scope knows its outer one, so leaving needs no token: one object may be entered by many tasks at once.
+    """
+
+    def _enter(self, outer: Scope | None) -> Scope:
+        raise NotImplementedError
+
+    def __enter__(self) -> None:
+        _scope.set(self._enter(_scope.get()))
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        scope = _scope.get()
+        assert scope is not None
+        _scope.set(scope.outer)
+
+    def __call__(self, function: Callable[P, R]) -> Callable[P, R]:
+        name = type(self).__name__
+        if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+            raise TypeError(f"{name} cannot decorate the generator {function.__qualname__}: use it as a block inside")
+        if inspect.iscoroutinefunction(function):
+
+            @functools.wraps(function)
+            async def asynchronous(*args: P.args, **kwargs: P.kwargs) -> Any:
+                with self:
+                    return await function(*args, **kwargs)
+
+            return asynchronous  # type: ignore[return-value]
+
+        @functools.wraps(function)
+        def synchronous(*args: P.args, **kwargs: P.kwargs) -> R:
+            with self:
+                return function(*args, **kwargs)
+
+        return synchronous
+
+
+class options(_Block):
+    """Settings for every call made inside; the nearest block wins, and a request's own extension wins over it.
+
+    Args:
+        timeout: seconds for each call in all, or a `Timeout`.
+        idempotent: whether the requests may be executed twice.
+        hash_key: what a consistent hash goes by.
+        retry: False for a single attempt per call, without failover.
+        body_deadline: False lets a body be read on after the call's deadline, once its headers are there.
+
+    Raises:
+        TypeError: for an unknown option.
+        ConfigError: for a value that is not usable.
+    """
+
+    def __init__(self, **given: Any) -> None:
+        self._options = checked(given, "options()")
+
+    def _enter(self, outer: Scope | None) -> Scope:
+        return Scope(outer, self._options, math.inf)
+
+
+class deadline(_Block):
+    """An instant that no call made inside outlasts; of nested ones the earliest holds. The next hop is told.
+
+    Args:
+        seconds: from the moment the block is entered; at least 0.
+
+    Raises:
+        ConfigError: if `seconds` is not a finite number of at least 0.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        if wrong := number(at_least=0)(seconds):
+            raise ConfigError([Fault("deadline.seconds", f"{wrong}, got {seconds!r}")])
+        self._seconds = seconds
+
+    def _enter(self, outer: Scope | None) -> Scope:
+        return Scope(outer, {}, time.monotonic() + self._seconds)
+
+
+def _flag(value: Any) -> str | None:
+    return None if isinstance(value, bool) else "must be True or False"
+
+
+def _timeout(value: Any) -> str | None:
+    if isinstance(value, Timeout):
+        return None
+    wrong = number(above=0)(value)
+    return wrong and f"{wrong} of seconds, or a Timeout"
+
+
+def _key(value: Any) -> str | None:
+    return None if value is None or isinstance(value, str) else "must be a string"
+
+
+OPTIONS: dict[str, Rule] = {
+    "timeout": _timeout,
+    "idempotent": _flag,
+    "hash_key": _key,
+    "retry": _flag,
+    "body_deadline": _flag,
+}
+
+
+def checked(given: Mapping[str, Any], where: str) -> Mapping[str, Any]:
+    """Hold options against their rules.
+
+    Args:
+        given: the options.
+        where: how the user wrote them, for the message.
+
+    Raises:
+        TypeError, ConfigError: see `options`.
+    """
+    if unknown := [name for name in given if name not in OPTIONS]:
+        raise TypeError(f"{where} has no option {unknown[0]!r}; known: {', '.join(OPTIONS)}")
+    faults = [Fault(name, f"{wrong}, got {given[name]!r}") for name in given if (wrong := OPTIONS[name](given[name]))]
+    if faults:
+        raise ConfigError(faults)
+    return given

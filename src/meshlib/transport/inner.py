@@ -1,0 +1,246 @@
+"""Attempts over somebody else's transports: what `Mesh(inner=...)` puts in the place of our own connections.
+
+Decides how a transport per endpoint is made, and how its answers and exceptions are read. With it, that nothing was
+sent is only known from a failure to connect, and the deadline ends an async attempt by cancelling it; a sync transport
+is told the time left as its timeouts. It never looks into a transport.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import anyio
+import httpcore
+import httpx
+
+from meshlib.core.report import Attempt, Report
+from meshlib.endpoint import Endpoint, Place
+from meshlib.transport import binding
+from meshlib.transport.exchange import Exchange
+from meshlib.transport.network import Bounded, Clock
+
+Factory = Callable[[Endpoint], Any]
+"""Makes the transport for an endpoint: an `httpx.BaseTransport`, an `httpx.AsyncBaseTransport`, or both in one."""
+
+
+class InnerAnswer:
+    """A response from an inner transport; see `binding.Answer`."""
+
+    __slots__ = ("_response", "body", "status")
+
+    def __init__(self, response: httpx.Response, body: Any) -> None:
+        self._response = response
+        self.body = body
+        self.status = response.status_code
+
+    def header(self, name: bytes) -> bytes:
+        """See `binding.Answer.header`."""
+        value: str = self._response.headers.get(name.decode("ascii"), "")
+        return value.encode("latin-1", "replace")
+
+    def response(self, stream: Any, report: Report) -> httpx.Response:
+        """See `binding.Answer.response`."""
+        self._response.stream = stream
+        self._response.extensions["meshlib"] = report
+        return self._response
+
+
+class InnerStream(Bounded):
+    """Stands where a connection's stream stands: it carries the deadline, and what is known of the sending."""
+
+    answered = False
+    sent = True
+
+    def abort(self) -> None:
+        """There is nothing to drop: the transport looks after its connections."""
+
+
+class InnerConnection:
+    """One attempt's use of a transport.
+
+    Args:
+        transport: the endpoint's.
+        clock: the mesh's.
+        deadline: the attempt's.
+    """
+
+    is_reused = False
+    is_idle = True
+
+    def __init__(self, transport: Any, clock: Clock, deadline: float) -> None:
+        self.stream = InnerStream(clock, deadline)
+        self._transport = transport
+
+    def send(self, exchange: Exchange, attempt: Attempt) -> InnerAnswer:
+        """Send the request and wait for the headers."""
+        try:
+            response = self._transport.handle_request(self._request(exchange, attempt))
+        except httpx.TransportError as error:
+            raise self._translated(error) from error
+        return InnerAnswer(response, response.stream)
+
+    def _request(self, exchange: Exchange, attempt: Attempt) -> httpx.Request:
+        left = self.stream.left(None)
+        url = exchange.request.url.copy_with(
+            scheme="http" if exchange.service.tls is None else "https",
+            host=attempt.endpoint.host,
+            port=attempt.endpoint.port,
+        )
+        given = exchange.request.extensions.get("timeout") or {}
+        bounds = {"connect": exchange.connect_timeout, "read": None, "write": None, "pool": None, **given}
+        timeout = {name: _shorter(value, left) for name, value in bounds.items()}
+        return httpx.Request(
+            exchange.request.method,
+            url,
+            headers=exchange.headers(attempt),
+            stream=exchange.body,
+            extensions={**exchange.request.extensions, "timeout": timeout},
+        )
+
+    def _translated(self, error: httpx.TransportError) -> Exception:
+        self.stream.sent = not isinstance(error, httpx.ConnectError | httpx.ConnectTimeout | httpx.PoolTimeout)
+        return binding.core_error(error)
+
+
+class AsyncInnerConnection(InnerConnection):
+    """See `InnerConnection`."""
+
+    async def send(self, exchange: Exchange, attempt: Attempt) -> InnerAnswer:  # type: ignore[override]
+        """See `InnerConnection.send`."""
+        request = self._request(exchange, attempt)
+        left = self.stream.left(None)
+        try:
+            if isinstance(self._transport, httpx.AsyncHTTPTransport) and left is not None:
+                response = await _unleashed(self._transport, request, left)
+            else:
+                with anyio.fail_after(left):
+                    response = await self._transport.handle_async_request(request)
+        except TimeoutError as error:
+            raise httpcore.ReadTimeout("the attempt timed out") from error
+        except httpx.TransportError as error:
+            raise self._translated(error) from error
+        return InnerAnswer(response, InnerBody(response.stream, self.stream))
+
+
+class InnerBody:
+    """The body of an answer, bounded by the deadline.
+
+    Args:
+        stream: the inner transport's.
+        bounds: whose deadline holds.
+    """
+
+    def __init__(self, stream: Any, bounds: Bounded) -> None:
+        self._stream = stream
+        self._bounds = bounds
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        chunks = aiter(self._stream)
+        while True:
+            try:
+                with anyio.fail_after(self._bounds.left(None)):
+                    chunk = await anext(chunks, None)
+            except TimeoutError as error:
+                raise httpcore.ReadTimeout("the read timed out") from error
+            if chunk is None:
+                return
+            yield chunk
+
+    async def aclose(self) -> None:
+        """The caller is done with it."""
+        await self._stream.aclose()
+
+
+class InnerStacks:
+    """The transports of one client; see `connections.SyncStacks`.
+
+    Args:
+        factory: makes one for an endpoint.
+        clock: the mesh's.
+    """
+
+    def __init__(self, factory: Factory, clock: Clock) -> None:
+        self.orphans: deque[InnerConnection] = deque(maxlen=0)
+        self._factory = factory
+        self._clock = clock
+        self._transports: dict[tuple[str, Place], Any] = {}
+
+    def take(self, exchange: Exchange, attempt: Attempt) -> InnerConnection:
+        """A use of the endpoint's transport."""
+        return InnerConnection(self._transport(exchange, attempt), self._clock, attempt.deadline)
+
+    def put(self, connection: InnerConnection) -> None:
+        """The response has ended."""
+
+    def drop(self, connection: InnerConnection) -> None:
+        """The response is given up; closing its body has told the transport."""
+
+    def close(self) -> None:
+        """Close every transport."""
+        while self._transports:
+            self._transports.popitem()[1].close()
+
+    def _transport(self, exchange: Exchange, attempt: Attempt) -> Any:
+        key = (exchange.service.name, attempt.endpoint.place)
+        transport = self._transports.get(key)
+        if transport is None:
+            # Two threads may both make one; the first to store it wins, and an unused transport holds nothing.
+            transport = self._transports.setdefault(key, self._factory(attempt.endpoint))
+        return transport
+
+
+class AsyncInnerStacks(InnerStacks):
+    """See `InnerStacks`."""
+
+    async def take(self, exchange: Exchange, attempt: Attempt) -> AsyncInnerConnection:  # type: ignore[override]
+        """See `InnerStacks.take`."""
+        return AsyncInnerConnection(self._transport(exchange, attempt), self._clock, attempt.deadline)
+
+    async def aclose(self) -> None:
+        """Close every transport."""
+        while self._transports:
+            await self._transports.popitem()[1].aclose()
+
+
+_abandoned: set[asyncio.Task[Any]] = set()
+"""Attempts nobody waits for any more; the loop itself would let go of them half-way."""
+
+
+async def _unleashed(transport: httpx.AsyncHTTPTransport, request: httpx.Request, left: float) -> httpx.Response:
+    """Run the attempt in a task of its own and leave it alone if it is late.
+
+    httpx's own pool loses a slot for good when a request in it is cancelled. Left alone, the attempt ends by the
+    timeouts it was given.
+    """
+    task = asyncio.ensure_future(transport.handle_async_request(request))
+    try:
+        done, _ = await asyncio.wait({task}, timeout=left)
+    except BaseException:
+        _abandon(task)
+        raise
+    if not done:
+        _abandon(task)
+        raise TimeoutError
+    return task.result()
+
+
+def _abandon(task: asyncio.Task[httpx.Response]) -> None:
+    async def close() -> None:
+        try:
+            response = await task
+        except httpx.TransportError:
+            return  # nobody is left to hear of it
+        await response.aclose()
+
+    closing = asyncio.ensure_future(close())
+    _abandoned.add(closing)
+    closing.add_done_callback(_abandoned.discard)
+
+
+def _shorter(one: float | None, other: float | None) -> float | None:
+    bounds = [bound for bound in (one, other) if bound is not None and bound < math.inf]
+    return max(0.001, min(bounds)) if bounds else None
