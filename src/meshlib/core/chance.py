@@ -9,10 +9,7 @@ from typing import Protocol
 
 
 class Rng(Protocol):
-    """The two draws the core makes."""
+    """The one draw the core makes; a whole number below `n` is `int(random() * n)`, far cheaper than `randrange`."""
 
     def random(self) -> float:
         """A float in [0, 1)."""
-
-    def randrange(self, start: int, stop: int) -> int:
-        """A whole number in [start, stop)."""

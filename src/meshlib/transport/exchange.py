@@ -91,9 +91,16 @@ class Exchange:
         """The request as the attempt's endpoint gets it."""
         return binding.core_request(self.request, origin, self._host(attempt), self.body, self._left(attempt))
 
-    def headers(self, attempt: Attempt) -> list[tuple[bytes, bytes]]:
-        """The headers alone, for those who make the request themselves."""
-        return binding.outgoing_headers(self.request, self._host(attempt), self._left(attempt))
+    def inner_request(self, attempt: Attempt, timeout: dict[str, float]) -> httpx.Request:
+        """The request as an inner transport gets it."""
+        return binding.inner_request(
+            self.request,
+            attempt.endpoint,
+            scheme="http" if self.service.tls is None else "https",
+            headers=binding.outgoing_headers(self.request, self._host(attempt), self._left(attempt)),
+            stream=self.body,
+            timeout=timeout,
+        )
 
     def answered(self, attempt: Attempt, answer: binding.Answer) -> float | None:
         """The headers are there. Returns None if this answer is the call's, else the seconds to wait."""
@@ -195,6 +202,8 @@ class Reply:
 
     def response(self) -> httpx.Response:
         """The answer as the caller gets it."""
+        if self.answer.is_closed:
+            self.end()
         return self.answer.response(self, self.exchange.call.report)
 
     @property

@@ -8,7 +8,7 @@ is told the time left as its timeouts. It never looks into a transport.
 from __future__ import annotations
 
 import asyncio
-import math
+import contextlib
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -30,11 +30,12 @@ Factory = Callable[[Endpoint], Any]
 class InnerAnswer:
     """A response from an inner transport; see `binding.Answer`."""
 
-    __slots__ = ("_response", "body", "status")
+    __slots__ = ("_response", "body", "is_closed", "status")
 
     def __init__(self, response: httpx.Response, body: Any) -> None:
         self._response = response
         self.body = body
+        self.is_closed = response.is_closed
         self.status = response.status_code
 
     def header(self, name: bytes) -> bytes:
@@ -44,7 +45,8 @@ class InnerAnswer:
 
     def response(self, stream: Any, report: Report) -> httpx.Response:
         """See `binding.Answer.response`."""
-        self._response.stream = stream
+        if not self.is_closed:
+            self._response.stream = stream
         self._response.extensions["meshlib"] = report
         return self._response
 
@@ -84,22 +86,15 @@ class InnerConnection:
         return InnerAnswer(response, response.stream)
 
     def _request(self, exchange: Exchange, attempt: Attempt) -> httpx.Request:
-        left = self.stream.left(None)
-        url = exchange.request.url.copy_with(
-            scheme="http" if exchange.service.tls is None else "https",
-            host=attempt.endpoint.host,
-            port=attempt.endpoint.port,
-        )
+        left = self.stream.deadline - attempt.started
         given = exchange.request.extensions.get("timeout") or {}
-        bounds = {"connect": exchange.connect_timeout, "read": None, "write": None, "pool": None, **given}
-        timeout = {name: _shorter(value, left) for name, value in bounds.items()}
-        return httpx.Request(
-            exchange.request.method,
-            url,
-            headers=exchange.headers(attempt),
-            stream=exchange.body,
-            extensions={**exchange.request.extensions, "timeout": timeout},
-        )
+        timeout = {
+            "connect": _shorter(exchange.connect_timeout, left),
+            "read": _shorter(given.get("read"), left),
+            "write": _shorter(given.get("write"), left),
+            "pool": _shorter(given.get("pool"), left),
+        }
+        return exchange.inner_request(attempt, timeout)
 
     def _translated(self, error: httpx.TransportError) -> Exception:
         self.stream.sent = not isinstance(error, httpx.ConnectError | httpx.ConnectTimeout | httpx.PoolTimeout)
@@ -117,12 +112,14 @@ class AsyncInnerConnection(InnerConnection):
             if isinstance(self._transport, httpx.AsyncHTTPTransport) and left is not None:
                 response = await _unleashed(self._transport, request, left)
             else:
-                with anyio.fail_after(left):
+                async with bounded(left):
                     response = await self._transport.handle_async_request(request)
         except TimeoutError as error:
             raise httpcore.ReadTimeout("the attempt timed out") from error
         except httpx.TransportError as error:
             raise self._translated(error) from error
+        if isinstance(response.stream, httpx.ByteStream):
+            return InnerAnswer(response, response.stream)  # it is all here
         return InnerAnswer(response, InnerBody(response.stream, self.stream))
 
 
@@ -142,7 +139,7 @@ class InnerBody:
         chunks = aiter(self._stream)
         while True:
             try:
-                with anyio.fail_after(self._bounds.left(None)):
+                async with bounded(self._bounds.left(None)):
                     chunk = await anext(chunks, None)
             except TimeoutError as error:
                 raise httpcore.ReadTimeout("the read timed out") from error
@@ -206,6 +203,21 @@ class AsyncInnerStacks(InnerStacks):
             await self._transports.popitem()[1].aclose()
 
 
+@contextlib.asynccontextmanager
+async def _fail_after(left: float | None) -> AsyncIterator[None]:
+    with anyio.fail_after(left):
+        yield
+
+
+def bounded(left: float | None) -> contextlib.AbstractAsyncContextManager[Any]:
+    """Cancel what takes longer than `left` seconds, and raise `TimeoutError`; asyncio's own way costs a quarter."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return _fail_after(left)
+    return asyncio.timeout(left)
+
+
 _abandoned: set[asyncio.Task[Any]] = set()
 """Attempts nobody waits for any more; the loop itself would let go of them half-way."""
 
@@ -241,6 +253,5 @@ def _abandon(task: asyncio.Task[httpx.Response]) -> None:
     closing.add_done_callback(_abandoned.discard)
 
 
-def _shorter(one: float | None, other: float | None) -> float | None:
-    bounds = [bound for bound in (one, other) if bound is not None and bound < math.inf]
-    return max(0.001, min(bounds)) if bounds else None
+def _shorter(timeout: float | None, left: float) -> float:
+    return left if timeout is None or left < timeout else timeout

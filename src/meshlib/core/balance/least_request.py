@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 from meshlib.core.balance import Candidates
 from meshlib.core.chance import Rng
@@ -38,12 +39,18 @@ class LeastRequest:
 
         def candidates(now: float, key: str | None) -> Iterator[Node]:
             drawn = draw(nodes, rng)
-            compared = [next(drawn) for _ in range(choices)]
-            while compared:
-                best = min(compared, key=load)
-                compared.remove(best)
+            best, losers = next(drawn), []
+            for _ in range(choices - 1):
+                other = next(drawn)
+                if load(other) < load(best):
+                    best, other = other, best
+                losers.append(other)
+            yield best
+            while losers:
+                losers += islice(drawn, 1)
+                best = min(losers, key=load)
+                losers.remove(best)
                 yield best
-                compared.extend(node for node in (next(drawn, None),) if node)
 
         return candidates
 
@@ -61,6 +68,6 @@ def draw(nodes: Sequence[Node], rng: Rng) -> Iterator[Node]:
     count = len(nodes)
     moved: dict[int, int] = {}
     for position in range(count):
-        chosen = rng.randrange(position, count)
+        chosen = position + int(rng.random() * (count - position))
         yield nodes[moved.get(chosen, chosen)]
         moved[chosen] = moved.get(position, position)

@@ -22,7 +22,7 @@ class RoundRobin:
 
     def prepare(self, nodes: Sequence[Node], rng: Rng) -> Candidates:
         """See `Balancer`."""
-        start = rng.randrange(0, len(nodes))
+        start = int(rng.random() * len(nodes))
         rotated = [*nodes[start:], *nodes[:start]]
         turns = [(1 / node.effective_weight, place, node) for place, node in enumerate(rotated)]
         heapify(turns)
