@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 
 import httpx
 import pytest
-from meshes import mesh_of
 
+from meshes import mesh_of
 from meshlib import Mesh, Timeout, report
 from meshlib.core.report import Attempt
 from meshlib.testing import Upstream, upstreams

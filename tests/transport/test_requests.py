@@ -8,9 +8,9 @@ import json
 
 import httpx
 import pytest
+
 from conftest import Colour
 from meshes import mesh_of, outcomes, refusing
-
 from meshlib import (
     Connections,
     DeadlineExceeded,
@@ -43,7 +43,7 @@ def test_a_call_reaches_an_endpoint_and_the_answer_is_whole(colour: Colour, upst
     assert request.values("x-c") == ["d"]
 
 
-@pytest.mark.parametrize(("setting", "sent"), [(None, "orders"), ("endpoint", None), ("orders.internal", "orders.internal")])
+@pytest.mark.parametrize(("setting", "sent"), [(None, "orders"), ("endpoint", None), ("o.internal", "o.internal")])
 def test_the_host_header_is_the_services_unless_said_otherwise(
     colour: Colour, upstream: Upstream, setting: str | None, sent: str | None
 ) -> None:

@@ -1,0 +1,816 @@
+"""What may be set, what is said when it cannot be, and what an import does not do."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+import math
+import pickle
+import ssl
+import subprocess
+import sys
+from types import MappingProxyType
+from typing import Any
+
+import pytest
+
+from meshlib import (
+    TLS,
+    Breaker,
+    Budget,
+    ConfigError,
+    Connections,
+    DeadlineExceeded,
+    Endpoint,
+    LeastRequest,
+    Mesh,
+    MeshError,
+    NoEndpoints,
+    Retry,
+    RoundRobin,
+    Service,
+    Timeout,
+    UnknownService,
+    deadline,
+    options,
+)
+from meshlib.discovery.static import Static
+from meshlib.scope import current_scope
+from meshlib.validation import Fault
+
+ONE = ["10.0.0.1:8080"]
+POSITIVE = "must be > 0"
+NATURAL = "must be >= 0"
+FINITE = "must be a finite number"
+WHOLE = "must be a whole number"
+
+
+def faults_of(make: Any, *args: Any, **kwargs: Any) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        make(*args, **kwargs)
+    return [str(fault) for fault in caught.value.faults]
+
+
+# Defaults and bounds
+
+
+@pytest.mark.parametrize(
+    ("setting", "values"),
+    [
+        (Timeout(), {"total": 30.0, "attempt": 10.0, "connect": 1.0}),
+        (Budget(), {"capacity": 500, "retry_cost": 14, "throttle_cost": 5, "refund": 1}),
+        (
+            Retry(),
+            {
+                "max_attempts": 3,
+                "on_status": {502, 503, 504},
+                "methods": {"GET", "HEAD", "OPTIONS", "PUT", "DELETE", "TRACE"},
+                "budget": Budget(),
+                "buffer_body": 65536,
+            },
+        ),
+        (Breaker(), {"consecutive": 5, "open_for": 2.0, "max_open_for": 60.0, "max_ejected": 0.5}),
+        (Connections(), {"max_per_endpoint": 100, "max_idle": 20, "keepalive": 60.0, "max_age": 600.0}),
+        (TLS(), {"verify": "system", "server_name": None, "cert": None, "key": None, "min_version": "1.2"}),
+        (LeastRequest(), {"choices": 2}),
+        (RoundRobin(), {}),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_the_defaults_are_those_of_the_design(setting: Any, values: dict[str, Any]) -> None:
+    assert {name: getattr(setting, name) for name in values} == values
+
+
+BOUNDS: list[tuple[type, str, list[Any], list[tuple[Any, str]]]] = [
+    (Timeout, "total", [0.001, 1, 1e9], [(0, POSITIVE), (-1, POSITIVE)]),
+    (Timeout, "attempt", [0.001], [(0.0, POSITIVE)]),
+    (Timeout, "connect", [0.001], [(-0.001, POSITIVE)]),
+    (Budget, "capacity", [0.5, 1], [(0, POSITIVE)]),
+    (Budget, "retry_cost", [0.5], [(0, POSITIVE)]),
+    (Budget, "throttle_cost", [0.5], [(0, POSITIVE)]),
+    (Budget, "refund", [0, 0.5], [(-0.1, NATURAL)]),
+    (Retry, "max_attempts", [1, 100], [(0, "must be >= 1"), (-3, "must be >= 1"), (1.5, WHOLE), (2.0, WHOLE)]),
+    (Retry, "buffer_body", [0, 1 << 30], [(-1, NATURAL), (0.5, WHOLE)]),
+    (Breaker, "consecutive", [1, 50], [(0, "must be >= 1"), (1.5, WHOLE)]),
+    (Breaker, "open_for", [0.01], [(0, POSITIVE)]),
+    (Breaker, "max_open_for", [0.01], [(0, POSITIVE)]),
+    (Breaker, "max_ejected", [0, 0.5, 1], [(-0.01, NATURAL), (1.01, "must be <= 1"), (50, "must be <= 1")]),
+    (Connections, "max_per_endpoint", [1], [(0, "must be >= 1"), (1.5, WHOLE)]),
+    (Connections, "max_idle", [0], [(-1, NATURAL), (1.5, WHOLE)]),
+    (Connections, "keepalive", [0.1], [(0, POSITIVE)]),
+    (Connections, "max_age", [0.1], [(0, POSITIVE)]),
+    (LeastRequest, "choices", [2, 10], [(1, "must be >= 2"), (2.5, WHOLE)]),
+]
+WRONG_TYPES: list[Any] = ["5", None, True, [5], object(), math.nan, math.inf, -math.inf, 1j]
+
+
+@pytest.mark.parametrize(("kind", "name", "good", "bad"), BOUNDS, ids=[f"{row[0].__name__}.{row[1]}" for row in BOUNDS])
+def test_every_numbers_bounds(kind: type, name: str, good: list[Any], bad: list[tuple[Any, str]]) -> None:
+    for value in good:
+        assert getattr(kind(**{name: value}), name) == value
+    path = f"{kind.__name__.lower()}.{name}"
+    for value, wrong in bad:
+        assert faults_of(kind, **{name: value}) == [f"{path}: {wrong}, got {value!r}"]
+    for value in WRONG_TYPES:
+        (said,) = faults_of(kind, **{name: value})
+        assert said.startswith((f"{path}: {FINITE}, got ", f"{path}: {WHOLE}, got "))
+        assert said.endswith(f"got {value!r}")
+
+
+@pytest.mark.parametrize("kind", [Timeout, Budget, Retry, Breaker, Connections, TLS, LeastRequest])
+def test_every_field_of_a_setting_is_looked_at(kind: type) -> None:
+    """A field without a rule would take anything."""
+    for field in dataclasses.fields(kind):
+        assert faults_of(kind, **{field.name: object()}), field.name
+
+
+@pytest.mark.parametrize("kind", [Timeout, Budget, Retry, Breaker, Connections, TLS, LeastRequest, RoundRobin])
+def test_settings_are_frozen_keyword_only_values(kind: type) -> None:
+    setting = kind()
+    assert setting == kind()
+    assert hash(setting) == hash(kind())
+    assert pickle.loads(pickle.dumps(setting)) == setting
+    assert copy.deepcopy(setting) == setting
+    assert dataclasses.replace(setting) == setting
+    with pytest.raises(TypeError):
+        kind(1)
+    for field in dataclasses.fields(kind):
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(setting, field.name, 1)
+
+
+def test_replacing_a_value_checks_it_again() -> None:
+    assert faults_of(dataclasses.replace, Timeout(), total=0) == ["timeout.total: must be > 0, got 0"]
+
+
+def test_an_unknown_setting_is_a_type_error_that_names_it() -> None:
+    with pytest.raises(TypeError, match="max_attempt"):
+        Retry(max_attempt=3)  # type: ignore[call-arg]
+
+
+@pytest.mark.xfail(strict=True, reason="fault in src: math.isfinite raises OverflowError for a huge int")
+@pytest.mark.parametrize("make", [lambda: Timeout(total=10**400), lambda: Endpoint("10.0.0.1", 10**400)])
+def test_a_number_beyond_all_floats_is_a_fault_like_any_other(make: Any) -> None:
+    assert faults_of(make)
+
+
+@pytest.mark.parametrize(
+    ("value", "taken"), [([503], {503}), ((500, 599), {500, 599}), (range(500, 503), {500, 501, 502}), ([], set())]
+)
+def test_on_status_may_be_any_collection_of_statuses(value: Any, taken: set[int]) -> None:
+    assert Retry(on_status=value).on_status == taken
+    assert isinstance(Retry(on_status=value).on_status, frozenset)
+
+
+@pytest.mark.parametrize(
+    "value", [503, "503", None, ["503"], [503.0], [True], [200], [399], [600], [[503]], iter([503])]
+)
+def test_on_status_must_be_statuses(value: Any) -> None:
+    (said,) = faults_of(Retry, on_status=value)
+    assert said == f"retry.on_status: must be a set of statuses, for example {{502, 503}}, got {value!r}"
+
+
+@pytest.mark.parametrize("value", [["GET"], ("GET", "POST"), {"PROPFIND"}, []])
+def test_methods_may_be_any_collection_of_names_in_capitals(value: Any) -> None:
+    assert Retry(methods=value).methods == frozenset(value)
+
+
+@pytest.mark.parametrize("value", ["GET", b"GET", None, 5, ["get"], ["Get"], [""], [5], [None]])
+def test_methods_must_be_names_in_capitals(value: Any) -> None:
+    (said,) = faults_of(Retry, methods=value)
+    assert said == f"retry.methods: must be a set of methods in capitals, for example {{'GET'}}, got {value!r}"
+
+
+def test_a_budget_must_be_one() -> None:
+    assert faults_of(Retry, budget=500) == ["retry.budget: must be a Budget, for example Budget(), got 500"]
+
+
+def test_what_was_given_as_a_list_cannot_be_changed_afterwards() -> None:
+    given = [503]
+    retry = Retry(on_status=given)
+    given.append(500)
+    assert retry.on_status == {503}
+
+
+def test_several_faults_at_once_are_all_listed_in_the_order_of_the_fields() -> None:
+    assert faults_of(Timeout, total=0, attempt="1", connect=math.nan) == [
+        "timeout.total: must be > 0, got 0",
+        "timeout.attempt: must be a finite number, got '1'",
+        "timeout.connect: must be a finite number, got nan",
+    ]
+    said = faults_of(Retry, max_attempts=0, on_status={99}, methods={"get"}, budget=None, buffer_body=-1)
+    assert [fault.partition(":")[0] for fault in said] == [
+        "retry.max_attempts",
+        "retry.on_status",
+        "retry.methods",
+        "retry.budget",
+        "retry.buffer_body",
+    ]
+
+
+# TLS
+
+
+def test_a_context_of_ones_own_is_taken_for_verify() -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    assert TLS(verify=context).verify is context
+
+
+@pytest.mark.parametrize(
+    ("given", "path"),
+    [
+        ({"verify": ""}, "tls.verify"),
+        ({"verify": True}, "tls.verify"),
+        ({"verify": False}, "tls.verify"),
+        ({"verify": None}, "tls.verify"),
+        ({"server_name": ""}, "tls.server_name"),
+        ({"server_name": 5}, "tls.server_name"),
+        ({"cert": ""}, "tls.cert"),
+        ({"cert": "a.pem", "key": ""}, "tls.key"),
+        ({"key": "key.pem"}, "tls.cert"),
+        ({"min_version": "1.1"}, "tls.min_version"),
+        ({"min_version": 1.2}, "tls.min_version"),
+    ],
+)
+def test_a_TLS_setting_that_cannot_work_is_refused(given: dict[str, Any], path: str) -> None:
+    (said,) = faults_of(TLS, **given)
+    assert said.startswith(f"{path}: must be ")
+
+
+def test_https_is_short_for_TLS() -> None:
+    assert Service("orders", ONE, scheme="https").tls == TLS()
+    assert Service("orders", ONE, scheme="https", tls=TLS(server_name="a")).tls == TLS(server_name="a")
+    assert Service("orders", ONE, scheme="http").tls is None
+    assert Service("orders", ONE).tls is None
+
+
+@pytest.mark.parametrize("given", [{"scheme": "http", "tls": TLS()}, {"scheme": "ftp"}, {"scheme": ""}, {"tls": True}])
+def test_a_scheme_that_cannot_be_is_refused(given: dict[str, Any]) -> None:
+    (said,) = faults_of(Service, "orders", ONE, **given)
+    assert said.startswith(
+        ("services.orders.scheme: must be ", "services.orders.tls: must be a TLS, for example TLS()")
+    )
+
+
+def test_a_certificate_that_is_not_there_is_found_out_when_the_mesh_is_made() -> None:
+    service = Service("orders", ONE, tls=TLS(verify="/nowhere/bundle.pem"))
+    (said,) = faults_of(Mesh, service)
+    assert said.startswith("services.orders.tls.verify: must be 'system' or a readable bundle of certificates")
+
+
+# Endpoints
+
+
+@pytest.mark.parametrize(
+    ("text", "host", "port", "written"),
+    [
+        ("10.0.0.1:8080", "10.0.0.1", 8080, "10.0.0.1:8080"),
+        ("10.0.0.1:1", "10.0.0.1", 1, "10.0.0.1:1"),
+        ("10.0.0.1:65535", "10.0.0.1", 65535, "10.0.0.1:65535"),
+        ("10.0.0.1:0080", "10.0.0.1", 80, "10.0.0.1:80"),
+        ("  10.0.0.1:8080\n", "10.0.0.1", 8080, "10.0.0.1:8080"),
+        ("[::1]:8080", "::1", 8080, "[::1]:8080"),
+        ("[0:0:0:0:0:0:0:1]:8080", "::1", 8080, "[::1]:8080"),
+        ("[2001:DB8::A]:443", "2001:db8::a", 443, "[2001:db8::a]:443"),
+        ("[fe80::1%eth0]:80", "fe80::1%eth0", 80, "[fe80::1%eth0]:80"),
+        ("localhost:80", "localhost", 80, "localhost:80"),
+        ("LocalHost.:80", "localhost", 80, "localhost:80"),
+        ("users.internal.:80", "users.internal", 80, "users.internal:80"),
+        ("DB-1.my_zone.Example:5432", "db-1.my_zone.example", 5432, "db-1.my_zone.example:5432"),
+        ("xn--bcher-kva.example:80", "xn--bcher-kva.example", 80, "xn--bcher-kva.example:80"),
+        (f"{'a' * 63}.b:80", f"{'a' * 63}.b", 80, f"{'a' * 63}.b:80"),
+    ],
+)
+def test_an_endpoint_is_read_and_written_in_one_way(text: str, host: str, port: int, written: str) -> None:
+    endpoint = Endpoint.parse(text)
+    assert (endpoint.host, endpoint.port) == (host, port)
+    assert endpoint.place == (host, port)
+    assert str(endpoint) == written
+    assert Endpoint.parse(written) == endpoint
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        " ",
+        ":",
+        "10.0.0.1",
+        "10.0.0.1:",
+        "10.0.0.1:http",
+        "10.0.0.1:+80",
+        "10.0.0.1:-80",
+        "10.0.0.1:8 0",
+        "10.0.0.1:80.0",
+        "10.0.0.1:８０",  # noqa: RUF001 - full-width digits are digits to str.isdigit
+        "10.0.0.1:²",
+        "::1:8080",
+        "::1",
+        "[::1]",
+        "2001:db8::1:80",
+        "http://10.0.0.1",
+        "10.0.0.1:80:90",
+        "user:secret@10.0.0.1:80",
+        None,
+        8080,
+        b"10.0.0.1:80",
+        ("10.0.0.1", 80),
+    ],
+    ids=repr,
+)
+def test_what_is_not_host_and_port_is_refused_with_an_example(text: Any) -> None:
+    (said,) = faults_of(Endpoint.parse, text)
+    assert said == (f"endpoint: must be 'host:port', for example '10.0.0.1:8080' or '[::1]:8080', got {text!r}")
+
+
+@pytest.mark.parametrize(
+    ("text", "host"),
+    [
+        (":8080", ""),
+        ("[]:80", "[]"),
+        ("[::1:80", "[::1"),
+        ("[:::1]:80", "[:::1]"),
+        ("[localhost]:80", "[localhost]"),
+        ("[::1]x:80", "[::1]x"),
+        ("10.0.0.1 :80", "10.0.0.1 "),
+        ("a b:80", "a b"),
+        ("a\tb:80", "a\tb"),
+        ("a\n.b:80", "a\n.b"),
+        ("a/b:80", "a/b"),
+        ("a@b:80", "a@b"),
+        ("a?b:80", "a?b"),
+        ("-a:80", "-a"),
+        ("a-:80", "a-"),
+        ("a..b:80", "a..b"),
+        (".a:80", ".a"),
+        (".:80", "."),
+        ("a...:80", "a..."),
+        ("bücher.example:80", "bücher.example"),
+        ("10.0.0.256:80", "10.0.0.256"),
+        ("10.0.0:80", "10.0.0"),
+        ("010.0.0.1:80", "010.0.0.1"),
+        ("1234:80", "1234"),
+        ("example.7:80", "example.7"),
+        (f"{'a' * 64}:80", "a" * 64),
+        (f"{'.'.join(['a' * 50] * 6)}:80", ".".join(["a" * 50] * 6)),
+    ],
+    ids=repr,
+)
+def test_a_host_that_is_none_is_refused_by_name(text: str, host: str) -> None:
+    assert faults_of(Endpoint.parse, text) == [
+        f"endpoint.host: must be an IP address or a host name, for example '10.0.0.1', got {host!r}"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("port", "wrong"), [("0", "must be >= 1"), ("65536", "must be <= 65535"), ("99999", "must be <= 65535")]
+)
+def test_a_port_out_of_range_is_refused(port: str, wrong: str) -> None:
+    assert faults_of(Endpoint.parse, f"10.0.0.1:{port}") == [f"endpoint.port: {wrong}, got {port}"]
+
+
+@pytest.mark.xfail(strict=True, reason="fault in src: int() of more than 4300 digits raises a bare ValueError")
+def test_a_port_of_many_digits_is_refused_like_any_other() -> None:
+    assert faults_of(Endpoint.parse, "10.0.0.1:" + "9" * 5000)
+
+
+@pytest.mark.xfail(
+    strict=True, reason="fault in src: ipaddress takes anything for a scope id; it goes into Host headers"
+)
+@pytest.mark.parametrize("host", ["fe80::1%\r\nX-Evil: 1", "fe80::1%é", "fe80::1%a b"])
+def test_a_scope_id_is_a_name(host: str) -> None:
+    assert faults_of(Endpoint, host, 80)
+
+
+@pytest.mark.parametrize(
+    ("given", "path", "wrong"),
+    [
+        ({"host": None}, "host", "must be an IP address or a host name"),
+        ({"host": 167772161}, "host", "must be an IP address or a host name"),
+        ({"host": b"10.0.0.1"}, "host", "must be an IP address or a host name"),
+        ({"port": "80"}, "port", WHOLE),
+        ({"port": 80.0}, "port", WHOLE),
+        ({"port": True}, "port", WHOLE),
+        ({"port": None}, "port", WHOLE),
+        ({"weight": 0}, "weight", POSITIVE),
+        ({"weight": -1}, "weight", POSITIVE),
+        ({"weight": math.nan}, "weight", FINITE),
+        ({"weight": math.inf}, "weight", FINITE),
+        ({"weight": "3"}, "weight", FINITE),
+        ({"weight": True}, "weight", FINITE),
+        ({"priority": -1}, "priority", NATURAL),
+        ({"priority": 0.5}, "priority", WHOLE),
+        ({"zone": None}, "zone", "must be a str, for example 'eu-west-1a'"),
+        ({"zone": 1}, "zone", "must be a str"),
+        ({"metadata": None}, "metadata", "must be a Mapping, for example {'version': 'v2'}"),
+        ({"metadata": [("a", "b")]}, "metadata", "must be a Mapping"),
+    ],
+)
+def test_every_part_of_an_endpoint_is_checked(given: dict[str, Any], path: str, wrong: str) -> None:
+    (said,) = faults_of(Endpoint, **{"host": "10.0.0.1", "port": 80, **given})
+    assert said.startswith(f"endpoint.{path}: {wrong}")
+    assert said.endswith(f"got {next(iter(given.values()))!r}")
+
+
+def test_all_faults_of_an_endpoint_are_listed() -> None:
+    said = faults_of(Endpoint, "a b", 0, weight=0, priority=-1, zone=None, metadata=None)
+    assert [fault.partition(":")[0] for fault in said] == [
+        "endpoint.host",
+        "endpoint.port",
+        "endpoint.weight",
+        "endpoint.priority",
+        "endpoint.zone",
+        "endpoint.metadata",
+    ]
+
+
+FULL = Endpoint("10.0.0.1", 80, weight=2.5, priority=1, zone="a", metadata={"version": "v2"})
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"host": "10.0.0.2"},
+        {"port": 81},
+        {"weight": 1},
+        {"priority": 0},
+        {"zone": "b"},
+        {"metadata": {}},
+        {"metadata": {"version": "v3"}},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_endpoints_are_equal_only_if_every_part_is(change: dict[str, Any]) -> None:
+    other = dataclasses.replace(FULL, **change)
+    assert other != FULL
+    assert dataclasses.replace(other, **{name: getattr(FULL, name) for name in change}) == FULL
+
+
+def test_equal_endpoints_have_equal_hashes_however_they_were_written() -> None:
+    same = Endpoint("[::1]", 80), Endpoint("0::1", 80), Endpoint.parse("[::1]:80")
+    assert len(set(same)) == 1
+    assert hash(FULL) == hash(dataclasses.replace(FULL, metadata={"other": "x"})), "a mapping has no hash"
+
+
+@pytest.mark.parametrize("endpoint", [FULL, Endpoint("::1", 80)])
+def test_an_endpoint_survives_copying_and_pickling(endpoint: Endpoint) -> None:
+    for protocol in range(2, pickle.HIGHEST_PROTOCOL + 1):
+        again = pickle.loads(pickle.dumps(endpoint, protocol))
+        assert again == endpoint
+        assert again.place == endpoint.place
+        assert isinstance(again.metadata, MappingProxyType)
+    assert copy.copy(endpoint) == copy.deepcopy(endpoint) == dataclasses.replace(endpoint) == endpoint
+
+
+def test_an_endpoint_is_frozen_its_metadata_included() -> None:
+    given = {"version": "v1"}
+    endpoint = Endpoint("10.0.0.1", 80, metadata=given)
+    given["version"] = "v2"
+    assert endpoint.metadata == {"version": "v1"}
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        endpoint.port = 81  # type: ignore[misc]
+    with pytest.raises(TypeError):
+        endpoint.metadata["version"] = "v3"  # type: ignore[index]
+
+
+def test_the_place_moves_with_the_port_and_cannot_be_given() -> None:
+    assert dataclasses.replace(FULL, port=81).place == ("10.0.0.1", 81)
+    with pytest.raises(TypeError):
+        Endpoint("10.0.0.1", 80, place=("10.0.0.2", 80))  # type: ignore[call-arg]
+    with pytest.raises(TypeError):
+        Endpoint("10.0.0.1", 80, 3)  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("host", "is_address"),
+    [("10.0.0.1", True), ("::1", True), ("localhost", True), ("db", False), ("localhost.x", False)],
+)
+def test_an_address_can_be_dialled_a_name_must_be_resolved(host: str, is_address: bool) -> None:
+    assert Endpoint(host, 80).is_address is is_address
+
+
+# Services and where their endpoints come from
+
+
+def places(service: Service) -> list[tuple[str, int, float]]:
+    assert isinstance(service.resolver, Static)
+    return [(endpoint.host, endpoint.port, endpoint.weight) for endpoint in service.resolver.endpoints]
+
+
+@pytest.mark.parametrize(
+    "resolver",
+    [
+        ["10.0.0.1:80", "[::1]:81"],
+        ("10.0.0.1:80", Endpoint("::1", 81)),
+        (text for text in ("10.0.0.1:80", "[::1]:81")),
+        "static:10.0.0.1:80,[::1]:81",
+        "static: 10.0.0.1:80 , [::1]:81 ,",
+        "static:10.0.0.1:80,[::1]:81?weight=1",
+        "static:10.0.0.1:80,[::1]:81?weight=1,1.0",
+        Static(["10.0.0.1:80", "[::1]:81"]),
+    ],
+    ids=["list", "tuple", "generator", "url", "url with spaces", "one weight", "two weights", "object"],
+)
+def test_endpoints_may_be_written_in_many_ways(resolver: Any) -> None:
+    assert places(Service("orders", resolver)) == [("10.0.0.1", 80, 1), ("::1", 81, 1)]
+
+
+def test_weights_in_a_url_are_one_for_all_or_one_for_each() -> None:
+    assert places(Service("orders", "static:10.0.0.1:80,10.0.0.2:80?weight=3")) == [
+        ("10.0.0.1", 80, 3),
+        ("10.0.0.2", 80, 3),
+    ]
+    assert places(Service("orders", "static:10.0.0.1:80,10.0.0.2:80?weight=3,0.5")) == [
+        ("10.0.0.1", 80, 3),
+        ("10.0.0.2", 80, 0.5),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("resolver", "said"),
+    [
+        ([], "resolver: must name at least one endpoint, for example ['10.0.0.1:8080', '10.0.0.2:8080'], got none"),
+        (
+            "static:",
+            "resolver: must name at least one endpoint, for example ['10.0.0.1:8080', '10.0.0.2:8080'], got none",
+        ),
+        ("static:,", "resolver: must name at least one endpoint"),
+        (None, "resolver: must be a list of addresses or a resolver URL"),
+        (5, "resolver: must be a list of addresses or a resolver URL"),
+        (Endpoint("10.0.0.1", 80), "resolver: must be a list of addresses or a resolver URL"),
+        ("", "resolver: must be a list of addresses"),
+        ("10.0.0.1:80", "resolver: must be a list of addresses"),
+        ("http://10.0.0.1:80", "resolver: must be a list of addresses"),
+        ("statik:10.0.0.1:80", "or a URL of a known scheme (static:), got 'statik:10.0.0.1:80'"),
+        (["10.0.0.1"], "resolver[0]: endpoint: must be 'host:port'"),
+        (["10.0.0.1:80", None], "resolver[1]: endpoint: must be 'host:port'"),
+        ([["10.0.0.1:80"]], "resolver[0]: endpoint: must be 'host:port'"),
+        (["10.0.0.1:0"], "resolver[0]: endpoint.port: must be >= 1, got 0"),
+        (["db.internal:80"], "resolver[0]: must be an address or 'localhost': 'db.internal' is a name"),
+        (["10.0.0.1:80", "10.0.0.1:80"], "resolver[1]: must be listed once: 10.0.0.1:80 is there already"),
+        (["[::1]:80", "[0::1]:80"], "resolver[1]: must be listed once: [::1]:80 is there already"),
+        ("static:10.0.0.1:80?weight=0", "resolver[0]: endpoint.weight: must be > 0, got 0.0"),
+        ("static:10.0.0.1:80?weight=nan", "resolver[0]: endpoint.weight: must be a finite number, got nan"),
+        ("static:10.0.0.1:80?weight=x", "resolver: must give one weight, or one for each endpoint, got 'x'"),
+        ("static:10.0.0.1:80?weight=", "resolver: must give one weight, or one for each endpoint, got ''"),
+        ("static:10.0.0.1:80?weight=1,2", "resolver: must give one weight, or one for each endpoint, got '1,2'"),
+        ("static:10.0.0.1:80?wieght=1", "resolver: must have no parameter but 'weight', got 'wieght'"),
+    ],
+)
+def test_a_resolver_that_cannot_work_says_what_where_and_what_would_be_right(resolver: Any, said: str) -> None:
+    faults = faults_of(Service, "orders", resolver)
+    assert len(faults) == 1
+    assert faults[0].startswith("services.orders.resolver")
+    assert said in faults[0]
+
+
+def test_every_bad_address_of_a_list_is_listed_by_its_position() -> None:
+    said = faults_of(Service, "orders", ["10.0.0.1:80", "x", "10.0.0.1:80", "db:80", "10.0.0.2:0"])
+    assert [fault.split(": ")[0] for fault in said] == [f"services.orders.resolver[{index}]" for index in (1, 2, 3, 4)]
+
+
+def test_the_faults_of_a_service_are_all_listed_with_their_path() -> None:
+    assert faults_of(Service, "orders", ["x:0"], timeout=5, retry=False, breaker=None, connections=[], host="") == [
+        "services.orders.resolver[0]: endpoint.port: must be >= 1, got 0",
+        "services.orders.timeout: must be a Timeout, for example Timeout(total=5.0), got 5",
+        "services.orders.retry: must be a Retry, for example Retry(max_attempts=2), got False",
+        "services.orders.breaker: must be a Breaker, for example Breaker(consecutive=3), got None",
+        "services.orders.connections: must be a Connections, for example Connections(max_idle=5), got []",
+        "services.orders.host: must be None, 'endpoint' or a header value, got ''",
+    ]
+
+
+@pytest.mark.parametrize("balancer", [None, "round_robin", RoundRobin, 5])
+def test_a_balancer_is_an_object_that_prepares_never_a_string_or_a_class(balancer: Any) -> None:
+    assert faults_of(Service, "orders", ONE, balancer=balancer) == [
+        f"services.orders.balancer: must be a balancer, for example LeastRequest(), got {balancer!r}"
+    ]
+
+
+@pytest.mark.parametrize("host", [None, "endpoint", "orders.example:8080", "[::1]:80"])
+def test_the_host_header_may_be_set(host: str | None) -> None:
+    assert Service("orders", ONE, host=host).host == host
+
+
+@pytest.mark.parametrize("host", ["", "a b", "a\r\nX-Evil: 1", "a\tb", "ä", 5, b"a"])
+def test_a_host_header_that_cannot_be_sent_is_refused(host: Any) -> None:
+    (said,) = faults_of(Service, "orders", ONE, host=host)
+    assert said.startswith("services.orders.host: must be None, 'endpoint' or a header value, got ")
+
+
+@pytest.mark.parametrize("name", ["orders", "o", "orders-2", "my_orders", "orders.shop.internal", "7up", "a--b"])
+def test_a_name_is_a_host_in_lower_case(name: str) -> None:
+    assert Service(name, ONE).name == name
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("Orders", "orders"),
+        ("ORDERS.Shop", "orders.shop"),
+        ("", None),
+        ("orders ", None),
+        ("orders\n", None),
+        ("orders/", None),
+        ("orders:80", None),
+        ("http://orders", None),
+        ("-orders", None),
+        ("orders-", None),
+        ("orders.", None),
+        (".orders", None),
+        ("a..b", None),
+        ("bücher", None),
+        (None, None),
+        (5, None),
+        (ONE, None),
+    ],
+    ids=repr,
+)
+def test_a_name_that_no_url_can_hold_is_refused(name: Any, meant: str | None) -> None:
+    suggestion = f"; did you mean {meant!r}?" if meant else ""
+    assert faults_of(Service, name, ONE) == [
+        f"service.name: must be a host name in lower case, for example 'orders', got {name!r}{suggestion}"
+    ]
+
+
+def test_a_service_is_a_frozen_value() -> None:
+    service = Service("orders", ONE, balancer=RoundRobin())
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        service.name = "users"  # type: ignore[misc]
+    with pytest.raises(TypeError):
+        Service("orders", ONE, RoundRobin())  # type: ignore[misc]
+    assert places(pickle.loads(pickle.dumps(service))) == places(service)
+    assert dataclasses.replace(service, name="users").name == "users"
+    assert repr(service.resolver) == "Static(['10.0.0.1:8080'])"
+
+
+# The mesh and its errors
+
+
+def test_two_services_of_one_name_are_refused() -> None:
+    orders, users = Service("orders", ONE), Service("users", ONE)
+    assert faults_of(Mesh, orders, users, orders) == ["services.orders: must be declared once"]
+
+
+def test_everything_wrong_about_the_services_of_a_mesh_is_listed() -> None:
+    orders = Service("orders", ONE)
+    said = faults_of(Mesh, "orders", orders, orders, [orders])
+    assert [fault.partition(":")[0] for fault in said] == ["services[0]", "services.orders", "services[3]"]
+    assert "must be a Service, for example Service('orders', ['10.0.0.1:8080']), got 'orders'" in said[0]
+
+
+def test_a_mesh_may_have_no_services() -> None:
+    assert repr(Mesh()) == "<Mesh of no services>"
+    assert repr(Mesh(Service("a", ONE), Service("b", ONE))) == "<Mesh of a, b>"
+    assert Mesh().snapshot() == {}
+
+
+def test_ConfigError_is_a_ValueError_that_lists_its_faults_and_survives_pickling() -> None:
+    error = ConfigError([Fault("a.b", "must be x"), Fault("c", "must be y")])
+    assert isinstance(error, ValueError)
+    assert str(error) == "a.b: must be x; c: must be y"
+    again = pickle.loads(pickle.dumps(error))
+    assert type(again) is ConfigError
+    assert (str(again), again.faults) == (str(error), error.faults)
+    assert copy.copy(error).faults == error.faults
+    assert Fault("a.b", "must be x").under("services.orders") == Fault("services.orders.a.b", "must be x")
+
+
+@pytest.mark.parametrize(
+    ("name", "known", "hint", "said"),
+    [
+        (
+            "ordesr",
+            ("orders", "users"),
+            "",
+            "no service 'ordesr' in this mesh; did you mean 'orders'? (known: orders, users)",
+        ),
+        ("billing", ("users", "orders"), "", "no service 'billing' in this mesh (known: orders, users)"),
+        ("billing", (), "", "no service 'billing' in this mesh (known: none)"),
+        ("orders:80", ("orders",), "call http://orders/", "no service 'orders:80' in this mesh: call http://orders/"),
+    ],
+)
+def test_UnknownService_names_the_known_ones_and_the_one_that_was_meant(
+    name: str, known: tuple[str, ...], hint: str, said: str
+) -> None:
+    error = UnknownService(name, known, hint)
+    assert str(error) == said
+    again = pickle.loads(pickle.dumps(error))
+    assert (type(again), str(again), again.known) == (UnknownService, said, tuple(sorted(known)))
+
+
+def test_a_client_of_an_unknown_service_is_refused_with_a_suggestion() -> None:
+    mesh = Mesh(Service("orders", ONE))
+    for make in (mesh.client, mesh.async_client):
+        with pytest.raises(UnknownService, match="did you mean 'orders'"):
+            make("ordres")
+
+
+def test_errors_of_a_call_are_errors_of_httpx() -> None:
+    import httpx
+
+    for kind in (UnknownService, NoEndpoints, DeadlineExceeded):
+        assert issubclass(kind, MeshError)
+    assert issubclass(MeshError, httpx.TransportError)
+    assert issubclass(DeadlineExceeded, httpx.TimeoutException)
+    assert not issubclass(ConfigError, MeshError)
+    for kind in (NoEndpoints, DeadlineExceeded):
+        assert str(pickle.loads(pickle.dumps(kind("orders: gone")))) == "orders: gone"
+
+
+# Options and deadlines
+
+
+def test_options_add_up_and_the_nearest_wins() -> None:
+    with options(timeout=2.0, idempotent=True):
+        with options(timeout=1.0, hash_key="u1"):
+            assert current_scope().options == {"timeout": 1.0, "idempotent": True, "hash_key": "u1"}
+        assert current_scope().options == {"timeout": 2.0, "idempotent": True}
+    assert current_scope().options == {}
+
+
+def test_of_nested_deadlines_the_earliest_wins() -> None:
+    with deadline(5.0):
+        outer = current_scope().deadline
+        with deadline(50.0):
+            assert current_scope().deadline == outer
+        with deadline(1.0):
+            assert current_scope().deadline < outer
+        assert current_scope().deadline == outer
+    assert current_scope().deadline == math.inf
+
+
+def test_an_unknown_option_is_a_type_error_that_names_the_known_ones() -> None:
+    with pytest.raises(TypeError, match=r"options\(\) has no option 'timout'; known: timeout, idempotent"):
+        options(timout=1.0)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"timeout": 0},
+        {"timeout": "1"},
+        {"timeout": math.inf},
+        {"timeout": None},
+        {"idempotent": 1},
+        {"idempotent": None},
+        {"hash_key": 5},
+        {"retry": 3},
+        {"retry": Retry()},
+        {"body_deadline": 0},
+    ],
+    ids=repr,
+)
+def test_an_option_that_cannot_be_is_refused_where_it_is_written(given: dict[str, Any]) -> None:
+    (said,) = faults_of(options, **given)
+    assert said.startswith(f"{next(iter(given))}: must be ")
+
+
+@pytest.mark.parametrize("seconds", [-0.001, math.nan, math.inf, "1", None, True])
+def test_a_deadline_that_cannot_be_is_refused(seconds: Any) -> None:
+    (said,) = faults_of(deadline, seconds)
+    assert said.startswith("deadline.seconds: must be ")
+
+
+# What an import does not do
+
+PROBE = """
+import sys
+sockets = []
+sys.addaudithook(lambda event, args: sockets.append(event) if event.startswith("socket.") else None)
+import httpx
+before = set(sys.modules)
+sockets.clear()
+import threading
+threads = threading.active_count()
+import meshlib
+meshlib.Mesh(meshlib.Service("orders", ["10.0.0.1:8080"])).close()
+import json
+print(json.dumps({
+    "added": sorted(set(sys.modules) - before),
+    "sockets": sockets,
+    "threads": threading.active_count() - threads,
+}))
+"""
+
+HEAVY = ("aiohttp", "anyio", "asyncio", "consul", "dns", "fastapi", "flask", "grpc", "h11", "httpcore", "mmh3")
+HEAVY += ("hypothesis", "opentelemetry.sdk", "pytest", "rich", "sniffio", "starlette", "tenacity", "trio", "uvicorn")
+
+
+def test_an_import_starts_no_thread_opens_no_socket_and_loads_nothing_heavy() -> None:
+    done = subprocess.run([sys.executable, "-c", PROBE], capture_output=True, text=True, timeout=60, check=True)
+    seen = json.loads(done.stdout)
+    assert "meshlib.mesh" in seen["added"]
+    assert seen["sockets"] == []
+    assert seen["threads"] == 0
+    assert [
+        name for name in seen["added"] if any(name == heavy or name.startswith(f"{heavy}.") for heavy in HEAVY)
+    ] == []
+
+
+def test_everything_public_is_there_and_listed() -> None:
+    import meshlib
+
+    assert len(set(meshlib.__all__)) == len(meshlib.__all__)
+    assert all(hasattr(meshlib, name) for name in meshlib.__all__)
