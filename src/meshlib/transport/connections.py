@@ -419,7 +419,7 @@ def _warn_unclosed(stacks: Iterator[Stack[Any]]) -> None:
     """A client is garbage-collected: free its sockets, and say so if that was left to us."""
     idle = [stream for stack in stacks for stream in stack.streams()]
     for stream in idle:
-        stream.abort()
+        stream.abandon()
     if idle:
         warnings.warn(
             f"unclosed client of a mesh, {len(idle)} connections are closed now", ResourceWarning, stacklevel=3

@@ -60,6 +60,9 @@ class InnerStream(Bounded):
     def abort(self) -> None:
         """There is nothing to drop: the transport looks after its connections."""
 
+    def abandon(self) -> None:
+        """See `abort`."""
+
 
 class InnerConnection:
     """One attempt's use of a transport.

@@ -53,6 +53,10 @@ class Bounded:
         """Drop the connection without waiting, from whatever state; more than once is fine."""
         raise NotImplementedError
 
+    def abandon(self) -> None:
+        """Drop the connection from a finalizer, which may run anywhere: nothing but the descriptor is touched."""
+        self.forget()
+
     def forget(self) -> None:
         """After a fork, in the child: close the descriptor, and nothing else; the connection is the parent's."""
         descriptor = self.get_extra_info("socket").detach()

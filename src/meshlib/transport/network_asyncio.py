@@ -36,8 +36,8 @@ class AsyncioStream(Bounded, asyncio.Protocol, httpcore.AsyncNetworkStream):
         self._loop = loop
         self._transport: asyncio.Transport | None = None
         self._received = bytearray()
-        self._reader: asyncio.Future[None] | None = None
-        self._writer: asyncio.Future[None] | None = None
+        self._reader: asyncio.Future[bool] | None = None
+        self._writer: asyncio.Future[bool] | None = None
         self._is_paused = False
         self._is_held = False
         self._ended = False
@@ -115,6 +115,13 @@ class AsyncioStream(Bounded, asyncio.Protocol, httpcore.AsyncNetworkStream):
         if self._error is not None:
             raise httpcore.WriteError(str(self._error)) from self._error
 
+    def abandon(self) -> None:
+        """See `Bounded.abandon`. The loop watches the descriptor, so it is the loop that must close it."""
+        if self._transport is None or self._loop.is_closed():
+            self._sock.close()
+        else:
+            self._loop.call_soon_threadsafe(self._transport.abort)
+
     def forget(self) -> None:
         """See `Bounded.forget`. Aborting would take the socket out of the epoll that is shared with the parent."""
         super().forget()
@@ -149,13 +156,10 @@ class AsyncioStream(Bounded, asyncio.Protocol, httpcore.AsyncNetworkStream):
         """See `httpcore.AsyncNetworkStream`."""
         return socket_info(self._sock, info, self)
 
-    async def _wait(self, future: asyncio.Future[None], timeout: float | None) -> bool:
+    async def _wait(self, future: asyncio.Future[bool], timeout: float | None) -> bool:
         """Wait for the future; False if the time ran out first."""
         left = self.left(timeout)
-        if left is None:
-            await future
-            return True
-        return await wait_until(self._loop, future, left)
+        return await (future if left is None else wait_until(self._loop, future, left))
 
 
 async def connect(dial: Dial, timeout: float | None, bounds: Bounded) -> AsyncioStream:
@@ -196,12 +200,10 @@ async def _connect_socket(
         return
     except BlockingIOError:
         pass
-    connected: asyncio.Future[None] = loop.create_future()
+    connected: asyncio.Future[bool] = loop.create_future()
     loop.add_writer(sock, _wake, connected)
     try:
-        if left is None:
-            await connected
-        elif not await wait_until(loop, connected, left):
+        if not await (connected if left is None else wait_until(loop, connected, left)):
             raise TimeoutError
     finally:
         loop.remove_writer(sock)
@@ -209,26 +211,22 @@ async def _connect_socket(
         raise OSError(code, os.strerror(code))
 
 
-async def wait_until(loop: asyncio.AbstractEventLoop, future: asyncio.Future[None], left: float) -> bool:
-    """Wait for a future at most `left` seconds; False if it was not done by then."""
+async def wait_until(loop: asyncio.AbstractEventLoop, happened: asyncio.Future[bool], left: float) -> bool:
+    """Wait for what a future stands for at most `left` seconds; whether it happened."""
     if left <= 0:
-        return False
-    timed_out = False
-
-    def expire() -> None:
-        nonlocal timed_out
-        if not future.done():
-            timed_out = True
-            future.set_result(None)
-
-    timer = loop.call_later(left, expire)
+        return happened.done()
+    timer = loop.call_later(left, _resolve, happened, False)
     try:
-        await future
+        return await happened
     finally:
         timer.cancel()
-    return not timed_out
 
 
-def _wake(future: asyncio.Future[None] | None) -> None:
-    if future is not None and not future.done():
-        future.set_result(None)
+def _wake(happened: asyncio.Future[bool] | None) -> None:
+    if happened is not None:
+        _resolve(happened, True)
+
+
+def _resolve(happened: asyncio.Future[bool], how: bool) -> None:
+    if not happened.done():
+        happened.set_result(how)
