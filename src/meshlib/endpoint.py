@@ -18,6 +18,8 @@ from meshlib.validation import ConfigError, Fault, check, instance, number, rule
 Place = tuple[str, int]
 """Where an endpoint listens, (host, port): what identifies a node over every change of its weight or metadata."""
 
+_PORT = re.compile(r"[0-9]{1,5}\Z")
+_SCOPE = re.compile(r"[A-Za-z0-9._-]*\Z")
 _LABELS = re.compile(r"(?!-)[a-z0-9_-]{1,63}(?<!-)(\.(?!-)[a-z0-9_-]{1,63}(?<!-))*\Z")
 
 
@@ -62,7 +64,7 @@ class Endpoint:
             ConfigError: if a part is missing or not usable; it names the part.
         """
         host, colon, port = text.strip().rpartition(":") if isinstance(text, str) else ("", "", "")
-        if not colon or not port.isascii() or not port.isdigit() or (":" in host and not host.startswith("[")):
+        if not colon or not _PORT.match(port) or (":" in host and not host.startswith("[")):
             fault = Fault("endpoint", f"must be 'host:port', for example '10.0.0.1:8080' or '[::1]:8080', got {text!r}")
             raise ConfigError([fault])
         return cls(host, int(port), weight=weight)
@@ -98,6 +100,9 @@ def _normal_host(host: Any) -> str:
 
 
 def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    # `ipaddress` takes anything for the scope of an IPv6 address, line ends included.
+    if not _SCOPE.match(host.partition("%")[2]):
+        return None
     try:
         return ipaddress.ip_address(host)
     except ValueError:

@@ -7,10 +7,13 @@ corrects a value, and it never reads configuration files: it only judges what it
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, fields
 from typing import Any
+
+LARGEST = sys.float_info.max
+"""Whatever is larger, infinite or not a number at all does not pass for a finite one."""
 
 Rule = Callable[[Any], str | None]
 """Returns what would be right ("must be >= 1"), or None if the value is."""
@@ -79,7 +82,7 @@ def number(*, above: float | None = None, at_least: float | None = None, at_most
     """A finite int or float within bounds."""
 
     def rule(value: Any) -> str | None:
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not -LARGEST <= value <= LARGEST:
             return "must be a finite number"
         if above is not None and not value > above:
             return f"must be > {above:g}"

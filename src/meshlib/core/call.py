@@ -136,11 +136,13 @@ class Call:
             end = End.deadline
         with self._cluster.lock:
             attempt.outcome = self._judge(attempt, now, end, sent)
-            if attempt.outcome is Outcome.ok:
-                return None
             if end is not None:
                 attempt.finish()
-            return self._follow(attempt, now, end, sent, resendable)
+            is_fine = attempt.outcome is Outcome.ok and status not in self._cluster.service.retry.on_status
+            again = None if is_fine else self._follow(attempt, now, end, sent, resendable)
+            if again is None and attempt.outcome is Outcome.ok:
+                self._cluster.bucket.succeeded(self._paid)
+            return again
 
     def release(self, attempt: Attempt, now: float, *, died: str | None = None) -> None:
         """An attempt's response has ended; counts once, however often it is said.
@@ -163,7 +165,7 @@ class Call:
     def _choose(self, now: float, lapses_at: float) -> tuple[Node, int, str] | None:
         """The next node whose breaker admits this call: one not tried yet, else the best again (rule C2)."""
         if self._kind == "transparent":
-            node = self._tried[-1]
+            node = self.report.attempts[-1].node
             if (permit := node.breaker.admit(now, lapses_at)) is not None:
                 return node, permit, "again"
         view = self._cluster.view
@@ -173,13 +175,20 @@ class Call:
             if node not in self._tried and (permit := node.breaker.admit(now, lapses_at)) is not None:
                 self._tried.append(node)
                 return node, permit, "probe" if node.breaker.state == "half_open" else view.balancer
-        for node in view.candidates(now, self._key):
+        return self._choose_again(list(view.candidates(now, self._key)), now, lapses_at)
+
+    def _choose_again(self, nodes: list[Node], now: float, lapses_at: float) -> tuple[Node, int, str] | None:
+        """The walk is over: a node that has come or come back since it began, else the best of all once more."""
+        for node in sorted(nodes, key=self._tried.__contains__):
             if (permit := node.breaker.admit(now, lapses_at)) is not None:
-                return node, permit, "again"
+                is_new = node not in self._tried
+                if is_new:
+                    self._tried.append(node)
+                return node, permit, "probe" if node.breaker.state == "half_open" else "late" if is_new else "again"
         return None
 
     def _judge(self, attempt: Attempt, now: float, end: End | None, sent: bool) -> Outcome:
-        """Find the outcome, and tell node, breaker and budget."""
+        """Find the outcome, and tell node and breaker."""
         node = attempt.node
         if end is None:
             assert attempt.status is not None
@@ -189,11 +198,9 @@ class Call:
             outcome = outcome_of_end(end, sent=sent, lasted=attempt.seconds, usual=usual)
         verdict = verdict_of(outcome, status=attempt.status, end=end)
         node.settle(attempt.number, now, success=verdict)
-        if end in (End.timeout, End.deadline):
+        if verdict is None and end is End.deadline:
             node.observe_at_least(attempt.seconds, now)
         self._cluster.record(node, attempt.permit, verdict, now)
-        if outcome is Outcome.ok:
-            self._cluster.bucket.succeeded(self._paid)
         return outcome
 
     def _follow(self, attempt: Attempt, now: float, end: End | None, sent: bool, resendable: bool) -> float | None:
@@ -204,11 +211,11 @@ class Call:
             self._transparent_used = True  # rule C8: nobody's fault, and free, once
             self._kind, self._waited = "transparent", 0.0
             return 0.0
-        kind = self._next_kind(attempt)
+        kind = self._next_kind(attempt, now)
         if kind is None:
             return None
-        wait = self._wait_before(kind, attempt)
-        if now + wait >= self.deadline:
+        wait = self._wait_before(kind, attempt, now)
+        if self.is_expired(now + wait):
             return None
         paid = self._cluster.bucket.pay(throttled=attempt.retry_after is not None)
         if not paid:
@@ -216,26 +223,27 @@ class Call:
         self._kind, self._waited, self._paid = kind, wait, paid
         return wait
 
-    def _next_kind(self, attempt: Attempt) -> Kind | None:
+    def _next_kind(self, attempt: Attempt, now: float) -> Kind | None:
         """What another attempt would be, by the rules alone; None if they forbid it."""
         retry = self._cluster.service.retry
         if attempt.outcome is Outcome.not_sent:
-            if self._untried(attempt.started):
+            if self._untried(now):
                 return "failover"
-        elif not self.repeatable or not self._retries:
+        elif not (self.repeatable and self._retries):
             return None
-        elif attempt.outcome is Outcome.rejected:
-            if attempt.status not in retry.on_status and (attempt.status != 429 or attempt.retry_after is None):
+        elif attempt.status is not None:
+            asked = attempt.retry_after is not None and attempt.status in (429, 503)
+            if not asked and attempt.status not in retry.on_status:
                 return None
         elif attempt.outcome is not Outcome.failed:
             return None
         return "retry" if self._counted < retry.max_attempts else None
 
-    def _wait_before(self, kind: Kind, attempt: Attempt) -> float:
+    def _wait_before(self, kind: Kind, attempt: Attempt, now: float) -> float:
         """The server's word (rule C9); nothing before a failover or the first retry elsewhere; else the back-off."""
         if attempt.retry_after is not None:
             return attempt.retry_after
-        if kind == "failover" or (self._counted == 1 and self._untried(attempt.started)):
+        if kind == "failover" or (self._counted == 1 and self._untried(now)):
             return 0.0
         return delay_before(self._counted, self._cluster.rng)
 

@@ -48,9 +48,9 @@ class End(Enum):
 
 def outcome_of_status(status: int) -> Outcome:
     """Judge an answer by its status."""
-    if status < 500:
-        return Outcome.rejected if status == 429 else Outcome.ok
-    return Outcome.ok if status in (501, 505) else Outcome.rejected
+    if 500 <= status < 600:
+        return Outcome.ok if status in (501, 505) else Outcome.rejected
+    return Outcome.rejected if status == 429 else Outcome.ok
 
 
 def outcome_of_end(end: End, *, sent: bool, lasted: float, usual: float | None) -> Outcome:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from heapq import heapify, heapreplace
+from heapq import heapify, heappop, heappush, heapreplace
 
 from meshlib.core.balance import Candidates
 from meshlib.core.chance import Rng
@@ -24,16 +24,21 @@ class RoundRobin:
         """See `Balancer`."""
         start = int(rng.random() * len(nodes))
         rotated = [*nodes[start:], *nodes[:start]]
-        turns = [(1 / node.effective_weight, place, node) for place, node in enumerate(rotated)]
+        # First deadlines are staggered: endpoints that began in step would leave a heavy one its turns in a row.
+        turns = [((place + 1) / len(nodes) / node.effective_weight, place, node) for place, node in enumerate(rotated)]
         heapify(turns)
 
         def candidates(now: float, key: str | None) -> Iterator[Node]:
-            seen: set[int] = set()
-            while len(seen) < len(turns):
+            had: set[int] = set()
+            while len(had) < len(turns):
+                aside = []
+                while turns[0][1] in had:  # a heavy node may be due again; it waits until the walk has gone on
+                    aside.append(heappop(turns))
                 deadline, place, node = turns[0]
                 heapreplace(turns, (deadline + 1 / node.effective_weight, place, node))
-                if place not in seen:
-                    seen.add(place)
-                    yield node
+                for turn in aside:
+                    heappush(turns, turn)
+                had.add(place)
+                yield node
 
         return candidates
