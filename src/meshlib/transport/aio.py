@@ -12,6 +12,7 @@ import anyio
 import httpx
 
 from meshlib.core.report import Attempt
+from meshlib.transport.body import AsyncRecordedBody
 from meshlib.transport.connections import AsyncStacks
 from meshlib.transport.exchange import DRAINED, NETWORK_ERRORS, Exchange, Reply
 from meshlib.transport.inner import AsyncInnerStacks
@@ -40,7 +41,7 @@ class AsyncMeshTransport(httpx.AsyncBaseTransport):
             DeadlineExceeded: if the total time ran out.
             httpx.TransportError: the last attempt's failure.
         """
-        exchange = self._router.exchange(request)
+        exchange = self._router.exchange(request, AsyncRecordedBody)
         reply: AsyncReply | None = None
         try:
             while (attempt := exchange.begin()) is not None:

@@ -143,9 +143,9 @@ class Answer:
         )
 
 
-def is_bytes(request: httpx.Request) -> bool:
-    """Whether the body can be sent any number of times as it is."""
-    return isinstance(request.stream, httpx.ByteStream)
+def is_bytes(stream: Any) -> bool:
+    """Whether a request's body can be sent any number of times as it is."""
+    return isinstance(stream, httpx.ByteStream)
 
 
 def end_of(error: BaseException, *, reused: bool, answered: bool) -> End:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -22,8 +22,10 @@ from meshlib.errors import DeadlineExceeded, NoEndpoints
 from meshlib.policy import Timeout
 from meshlib.scope import checked, current_scope
 from meshlib.transport import binding
-from meshlib.transport.body import AsyncRecordedBody, RecordedBody
 from meshlib.transport.network import Clock
+
+Recorder = Callable[[Any, int], Any]
+"""Makes a body that can be sent again out of one that cannot, keeping so many bytes of it."""
 
 DRAINED = 65536
 """Bytes of a rejected response that are read to save its connection (rule C5). More is not worth the wait."""
@@ -47,6 +49,7 @@ class Exchange:
         cluster: the service's live state.
         request: the caller's.
         clock: the mesh's.
+        recorder: wraps a body that is not bytes, in the client's colour. (Some of httpx's own are of both.)
         send_deadline: whether the next hop is told what is left of the call's time.
 
     Attributes:
@@ -58,8 +61,9 @@ class Exchange:
         TypeError, ConfigError: for options in `extensions["meshlib"]` that cannot be.
     """
 
-
-    def __init__(self, cluster: Cluster, request: httpx.Request, clock: Clock, send_deadline: bool) -> None:
+    def __init__(
+        self, cluster: Cluster, request: httpx.Request, clock: Clock, *, recorder: Recorder, send_deadline: bool
+    ) -> None:
         service = cluster.service
         options, timeout, deadline = _in_force(request, service.timeout)
         self.cluster = cluster
@@ -70,7 +74,7 @@ class Exchange:
         self.call = Call(
             cluster,
             repeatable=_is_repeatable(request, service.retry.methods, options),
-            deadline=now + (min(timeout.total, deadline)),
+            deadline=now + min(timeout.total, deadline),
             attempt_timeout=timeout.attempt,
             retries=options.get("retry", True),
             key=options.get("hash_key"),
@@ -80,7 +84,8 @@ class Exchange:
         self.slot_timeout: float | None = given.get("pool")
         self.body_deadline = self.call.deadline if options.get("body_deadline", True) else math.inf
         self._send_deadline = send_deadline
-        self.body = self._replayable_body(service.retry.buffer_body)
+        stream = request.stream
+        self.body: Any = stream if binding.is_bytes(stream) else recorder(stream, service.retry.buffer_body)
         self._error: Exception | None = None
 
     def begin(self) -> Attempt | None:
@@ -139,15 +144,16 @@ class Exchange:
             deadline: what may have run out; default the call's.
         """
         report = self.call.report
+        last, self._error = self._error, None  # its traceback leads back to this object
         if self.clock() >= (self.call.deadline if deadline is None else deadline) - TIMER_SLACK:
             given = self.call.deadline - self._started
             said = f"{report.service}: no answer within {given:.3g} s"
             error: Exception = DeadlineExceeded(said, request=self.request)
-            error.__cause__ = self._error
-        elif self._error is None:
+            error.__cause__ = last
+        elif last is None:
             error = NoEndpoints(f"{report.service}: no endpoint is to be called now", request=self.request)
         else:
-            error = binding.httpx_error(self._error, self.request)
+            error = binding.httpx_error(last, self.request)
         error.meshlib_report = report  # type: ignore[attr-defined]
         error.add_note(f"meshlib: {report}")
         return error
@@ -157,15 +163,6 @@ class Exchange:
 
     def _left(self, attempt: Attempt) -> float | None:
         return self.call.deadline - attempt.started if self._send_deadline else None
-
-    def _replayable_body(self, limit: int) -> Any:
-        stream = self.request.stream
-        if binding.is_bytes(self.request):
-            return stream
-        # A stream may be of both colours; which one is wanted is known by the client that made the request.
-        if isinstance(stream, httpx.AsyncByteStream):
-            return AsyncRecordedBody(stream, limit)
-        return RecordedBody(stream, limit)
 
     def _is_resendable(self) -> bool:
         return getattr(self.body, "is_resendable", True)

@@ -14,7 +14,7 @@ import httpx
 from meshlib.core.cluster import Cluster
 from meshlib.errors import UnknownService
 from meshlib.transport import binding
-from meshlib.transport.exchange import Exchange
+from meshlib.transport.exchange import Exchange, Recorder
 from meshlib.transport.network import Clock
 
 
@@ -36,8 +36,8 @@ class Router:
         self._send_deadline = send_deadline
         self._clusters = clusters
 
-    def exchange(self, request: httpx.Request) -> Exchange:
-        """The call for a request.
+    def exchange(self, request: httpx.Request, recorder: Recorder) -> Exchange:
+        """The call for a request; see `Exchange`.
 
         Raises:
             UnknownService: if the URL does not name a declared service, or names it in a way that cannot work.
@@ -54,4 +54,4 @@ class Router:
         if url.scheme != "http" and cluster.service.tls is None:
             hint = f"it has no TLS; call http://{name}/, or give the service tls=TLS()"
             raise UnknownService(f"{url.scheme}://{name}", self._clusters, hint)
-        return Exchange(cluster, request, self.clock, self._send_deadline)
+        return Exchange(cluster, request, self.clock, recorder=recorder, send_deadline=self._send_deadline)

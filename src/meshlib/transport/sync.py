@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 
 from meshlib.core.report import Attempt
+from meshlib.transport.body import RecordedBody
 from meshlib.transport.connections import SyncStacks
 from meshlib.transport.exchange import DRAINED, NETWORK_ERRORS, Exchange, Reply
 from meshlib.transport.inner import InnerStacks
@@ -40,7 +41,7 @@ class MeshTransport(httpx.BaseTransport):
             DeadlineExceeded: if the total time ran out.
             httpx.TransportError: the last attempt's failure.
         """
-        exchange = self._router.exchange(request)
+        exchange = self._router.exchange(request, RecordedBody)
         reply: SyncReply | None = None
         try:
             while (attempt := exchange.begin()) is not None:
