@@ -66,8 +66,6 @@ class Mesh:
             resolver = cluster.service.resolver
             assert isinstance(resolver, Static)  # the service has seen to it
             cluster.publish(resolver.endpoints, resolver.source, clock())
-            if cluster.service.tls is not None:
-                _context(cluster.service.name, cluster.service.tls)
         inherited.add(self)
 
     def client(self, service: str | None = None, **kwargs: Any) -> httpx.Client:
@@ -166,15 +164,18 @@ def _check(services: tuple[Any, ...]) -> None:
             faults.append(Fault(f"services.{service.name}", "must be declared once"))
         else:
             names.add(service.name)
+        if isinstance(service, Service) and service.tls is not None:
+            faults += _bad_files(service.name, service.tls)
     if faults:
         raise ConfigError(faults)
 
 
-def _context(name: str, tls: TLS) -> None:
+def _bad_files(name: str, tls: TLS) -> list[Fault]:
     """Make the TLS context now: the first call would pay for it, and a file that is missing is found out here."""
     from meshlib.transport.tls import context_for
 
     try:
         context_for(tls)
     except ConfigError as error:
-        raise ConfigError(fault.under(f"services.{name}") for fault in error.faults) from error
+        return [fault.under(f"services.{name}") for fault in error.faults]
+    return []

@@ -10,10 +10,10 @@ import functools
 import inspect
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextvars import ContextVar
 from types import TracebackType
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar, cast
 
 from meshlib.policy import Timeout
 from meshlib.validation import ConfigError, Fault, Rule, number
@@ -70,17 +70,18 @@ class _Block:
         _scope.set(scope.outer)
 
     def __call__(self, function: Callable[P, R]) -> Callable[P, R]:
-        name = type(self).__name__
         if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+            name = type(self).__name__
             raise TypeError(f"{name} cannot decorate the generator {function.__qualname__}: use it as a block inside")
-        if inspect.iscoroutinefunction(function):
+        if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__):
+            coroutine_function = cast("Callable[P, Awaitable[Any]]", function)
 
             @functools.wraps(function)
             async def asynchronous(*args: P.args, **kwargs: P.kwargs) -> Any:
                 with self:
-                    return await function(*args, **kwargs)
+                    return await coroutine_function(*args, **kwargs)
 
-            return asynchronous  # type: ignore[return-value]
+            return cast("Callable[P, R]", asynchronous)
 
         @functools.wraps(function)
         def synchronous(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -97,7 +98,8 @@ class options(_Block):
         timeout: seconds for each call in all, or a `Timeout`.
         idempotent: whether the requests may be executed twice.
         hash_key: what a consistent hash goes by.
-        retry: False for a single attempt per call, without failover.
+        retry: False for a single attempt per call, without retry or failover. (A kept connection that turns out to be
+            dead is replaced all the same.)
         body_deadline: False lets a body be read on after the call's deadline, once its headers are there.
 
     Raises:

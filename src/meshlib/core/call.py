@@ -34,7 +34,7 @@ class Call:
         repeatable: whether the request may be executed twice (rule C1).
         deadline: when the call is given up, on the mesh's clock.
         attempt_timeout: seconds for each attempt.
-        retries: whether a request that may have reached a server is sent again at all; what did not still fails over.
+        retries: whether there may be more than one attempt, apart from a transparent one.
         key: what a consistent hash goes by.
     """
 
@@ -211,7 +211,7 @@ class Call:
             self._transparent_used = True  # rule C8: nobody's fault, and free, once
             self._kind, self._waited = "transparent", 0.0
             return 0.0
-        kind = self._next_kind(attempt, now)
+        kind = self._next_kind(attempt, now) if self._retries else None
         if kind is None:
             return None
         wait = self._wait_before(kind, attempt, now)
@@ -229,7 +229,7 @@ class Call:
         if attempt.outcome is Outcome.not_sent:
             if self._untried(now):
                 return "failover"
-        elif not (self.repeatable and self._retries):
+        elif not self.repeatable:
             return None
         elif attempt.status is not None:
             asked = attempt.retry_after is not None and attempt.status in (429, 503)

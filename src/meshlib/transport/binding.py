@@ -143,9 +143,9 @@ class Answer:
         )
 
 
-def is_bytes(stream: Any) -> bool:
-    """Whether a request's body can be sent any number of times as it is."""
-    return isinstance(stream, httpx.ByteStream)
+def content_of(request: httpx.Request) -> bytes | None:
+    """The body of a request that is all bytes; None if it is of any other kind."""
+    return request.content if isinstance(request.stream, httpx.ByteStream) else None
 
 
 def end_of(error: BaseException, *, reused: bool, answered: bool) -> End:

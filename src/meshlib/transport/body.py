@@ -13,6 +13,38 @@ from collections.abc import AsyncIterator, Iterator
 import httpx
 
 
+class Bytes(httpx.SyncByteStream, httpx.AsyncByteStream):
+    """A body that is all here.
+
+    httpx's own is a generator, and one that is left half-way, because the connection broke, is cleaned up by the event
+    loop at some later time, which trio complains about.
+
+    Args:
+        content: all of it.
+    """
+
+    is_resendable = True
+
+    def __init__(self, content: bytes) -> None:
+        self._content = content
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter((self._content,))
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return _Once(self._content)
+
+
+class _Once(AsyncIterator[bytes]):
+    def __init__(self, content: bytes) -> None:
+        self._rest = [content]
+
+    async def __anext__(self) -> bytes:
+        if not self._rest:
+            raise StopAsyncIteration
+        return self._rest.pop()
+
+
 class Recording:
     """What the recordings of both colours share.
 

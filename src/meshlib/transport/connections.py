@@ -12,9 +12,8 @@ import threading
 import warnings
 from collections import deque
 from collections.abc import Iterator
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
-import anyio
 import anyio.lowlevel
 import httpcore
 
@@ -105,6 +104,13 @@ class AsyncConnection:
         return Answer(await self._http.handle_async_request(exchange.core_request(attempt, self.stack.origin)))
 
 
+class Turn(Protocol):
+    """What somebody who waits for a connection is woken by."""
+
+    def set(self) -> None:
+        """It is time to look again."""
+
+
 C = TypeVar("C", Connection, AsyncConnection)
 
 
@@ -130,7 +136,7 @@ class Stack(Generic[C]):
         self.origin = httpcore.Origin(scheme, endpoint.host.encode("ascii"), endpoint.port)
         self.settings = service.connections
         self.size = 0
-        self.waiting: deque[threading.Event | anyio.Event] = deque()
+        self.waiting: deque[Turn] = deque()
         self._idle: deque[C] = deque()
 
     def pop(self, now: float) -> C | None:
@@ -171,7 +177,7 @@ class Stack(Generic[C]):
         self.size -= 1
         self._wake_next()
 
-    def leave(self, turn: threading.Event | anyio.Event) -> None:
+    def leave(self, turn: Turn) -> None:
         """Stop waiting; a turn that came too late goes to the next."""
         if turn in self.waiting:
             self.waiting.remove(turn)
@@ -366,12 +372,10 @@ class AsyncStacks:
         return self._loops.setdefault(loop, {})
 
     async def _wait(self, stack: Stack[AsyncConnection], timeout: float | None, deadline: float) -> None:
-        turn = anyio.Event()
+        turn = network_asyncio.Turn() if on_asyncio(running_loop()) else network_anyio.Turn()
         stack.waiting.append(turn)
         try:
-            with anyio.move_on_after(_patience(timeout, deadline - self._clock())):
-                await turn.wait()
-            if not turn.is_set():
+            if not await turn.wait(_patience(timeout, deadline - self._clock())):
                 raise _no_slot(stack)
         except BaseException:
             stack.leave(turn)
@@ -404,6 +408,11 @@ def running_loop() -> object:
         return asyncio.get_running_loop()
     except RuntimeError:
         return anyio.lowlevel.current_token()
+
+
+def on_asyncio(loop: object) -> bool:
+    """Whether it is asyncio that runs the loop."""
+    return isinstance(loop, asyncio.AbstractEventLoop)
 
 
 def _patience(timeout: float | None, left: float) -> float:

@@ -22,6 +22,7 @@ from meshlib.errors import DeadlineExceeded, NoEndpoints
 from meshlib.policy import Timeout
 from meshlib.scope import checked, current_scope
 from meshlib.transport import binding
+from meshlib.transport.body import Bytes
 from meshlib.transport.network import Clock
 
 Recorder = Callable[[Any, int], Any]
@@ -84,8 +85,8 @@ class Exchange:
         self.slot_timeout: float | None = given.get("pool")
         self.body_deadline = self.call.deadline if options.get("body_deadline", True) else math.inf
         self._send_deadline = send_deadline
-        stream = request.stream
-        self.body: Any = stream if binding.is_bytes(stream) else recorder(stream, service.retry.buffer_body)
+        content = binding.content_of(request)
+        self.body: Any = recorder(request.stream, service.retry.buffer_body) if content is None else Bytes(content)
         self._error: Exception | None = None
 
     def begin(self) -> Attempt | None:
@@ -94,7 +95,7 @@ class Exchange:
 
     def core_request(self, attempt: Attempt, origin: httpcore.Origin) -> httpcore.Request:
         """The request as the attempt's endpoint gets it."""
-        return binding.core_request(self.request, origin, self._host(attempt), self.body, self._left(attempt))
+        return binding.core_request(self.request, origin, self._host(attempt), self.body, self._left())
 
     def inner_request(self, attempt: Attempt, timeout: dict[str, float]) -> httpx.Request:
         """The request as an inner transport gets it."""
@@ -102,7 +103,7 @@ class Exchange:
             self.request,
             attempt.endpoint,
             scheme="http" if self.service.tls is None else "https",
-            headers=binding.outgoing_headers(self.request, self._host(attempt), self._left(attempt)),
+            headers=binding.outgoing_headers(self.request, self._host(attempt), self._left()),
             stream=self.body,
             timeout=timeout,
         )
@@ -146,7 +147,7 @@ class Exchange:
         report = self.call.report
         last, self._error = self._error, None  # its traceback leads back to this object
         if self.clock() >= (self.call.deadline if deadline is None else deadline) - TIMER_SLACK:
-            given = self.call.deadline - self._started
+            given = max(0.0, self.call.deadline - self._started)
             said = f"{report.service}: no answer within {given:.3g} s"
             error: Exception = DeadlineExceeded(said, request=self.request)
             error.__cause__ = last
@@ -161,11 +162,11 @@ class Exchange:
     def _host(self, attempt: Attempt) -> str | None:
         return str(attempt.endpoint) if self.service.host == "endpoint" else self.service.host
 
-    def _left(self, attempt: Attempt) -> float | None:
-        return self.call.deadline - attempt.started if self._send_deadline else None
+    def _left(self) -> float | None:
+        return self.call.deadline - self.clock() if self._send_deadline else None
 
     def _is_resendable(self) -> bool:
-        return getattr(self.body, "is_resendable", True)
+        return bool(self.body.is_resendable)
 
 
 class Reply:

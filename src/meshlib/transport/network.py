@@ -75,6 +75,17 @@ class Bounded:
         left = self.deadline - self.clock()
         return left if timeout is None or left < timeout else timeout
 
+    def some_left(self) -> float:
+        """Seconds until the deadline, which is a finite one.
+
+        Raises:
+            TimeoutError: if there are none.
+        """
+        left = self.deadline - self.clock()
+        if left <= 0:
+            raise TimeoutError
+        return left
+
 
 class Stream(Bounded, httpcore.NetworkStream):
     """A connected socket.
@@ -165,16 +176,16 @@ class Dial:
     def __str__(self) -> str:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
-    def addresses(self, timeout: float | None, bounds: Bounded) -> Iterator[tuple[str, float | None]]:
-        """The addresses to dial, in order, each with the seconds it may take, until no time is left."""
+    def addresses(self, timeout: float, bounds: Bounded) -> Iterator[tuple[str, Bounded]]:
+        """The addresses to dial, in order, each with bounds of its own, until no time is left."""
         for address in LOOPBACKS if self.host == "localhost" else (self.host,):
-            left = bounds.left(timeout)
-            if left is not None and left <= 0:
+            now = bounds.clock()
+            if now >= bounds.deadline:
                 return
-            yield address, left
+            yield address, Bounded(bounds.clock, min(bounds.deadline, now + timeout))
 
 
-def connect(dial: Dial, timeout: float | None, bounds: Bounded) -> Stream:
+def connect(dial: Dial, timeout: float, bounds: Bounded) -> Stream:
     """Open a connection, the TLS handshake included.
 
     Args:
@@ -186,13 +197,13 @@ def connect(dial: Dial, timeout: float | None, bounds: Bounded) -> Stream:
         httpcore.ConnectTimeout, httpcore.ConnectError: the last address's failure.
     """
     last: Exception | None = None
-    for address, left in dial.addresses(timeout, bounds):
+    for address, own in dial.addresses(timeout, bounds):
         sock = open_socket(address)
         try:
-            sock.settimeout(left)
+            sock.settimeout(own.some_left())
             sock.connect((address, dial.port))
             if dial.context is not None:
-                sock.settimeout(bounds.left(timeout))
+                sock.settimeout(own.some_left())
                 sock = dial.context.wrap_socket(sock, server_hostname=dial.server_name)
         except BaseException as error:  # whatever it is, the socket goes
             sock.close()

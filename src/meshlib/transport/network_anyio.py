@@ -6,8 +6,10 @@ native and leak-free way to end a wait.
 
 from __future__ import annotations
 
+import ssl
 from typing import Any
 
+import anyio
 import httpcore
 
 from meshlib.fork import inherited
@@ -55,23 +57,61 @@ class AnyIOStream(Bounded, httpcore.AsyncNetworkStream):
     @property
     def is_readable(self) -> bool:
         """Whether something can be read. On an idle connection that means the peer has closed it."""
-        return bool(self._stream.get_extra_info("is_readable"))
+        tls = self._stream.get_extra_info("ssl_object")
+        return bool(self._stream.get_extra_info("is_readable")) or (tls is not None and _has_said_something(tls))
 
     def get_extra_info(self, info: str) -> Any:
         """See `httpcore.AsyncNetworkStream`."""
         return self._stream.get_extra_info(info)
 
 
-async def connect(dial: Dial, timeout: float | None, bounds: Bounded) -> AnyIOStream:
+async def connect(dial: Dial, timeout: float, bounds: Bounded) -> AnyIOStream:
     """Open a connection, the TLS handshake included; see `network.connect`."""
     last: Exception | None = None
-    for address, left in dial.addresses(timeout, bounds):
+    for address, own in dial.addresses(timeout, bounds):
         try:
-            stream = await httpcore.AnyIOBackend().connect_tcp(address, dial.port, timeout=left)
-            if dial.context is not None:
-                stream = await stream.start_tls(dial.context, dial.server_name, bounds.left(timeout))
-        except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
+            return AnyIOStream(await _dial(dial, address, own), bounds.clock)
+        except (httpcore.ConnectError, TimeoutError) as error:
             last = error
-        else:
-            return AnyIOStream(stream, bounds.clock)
-    raise connect_error(None if isinstance(last, httpcore.ConnectTimeout) else last, dial)
+        except httpcore.ConnectTimeout:
+            last = TimeoutError()
+    raise connect_error(last, dial)
+
+
+async def _dial(dial: Dial, address: str, own: Bounded) -> httpcore.AsyncNetworkStream:
+    stream = await httpcore.AnyIOBackend().connect_tcp(address, dial.port, timeout=own.some_left())
+    if dial.context is None:
+        return stream
+    try:
+        return await stream.start_tls(dial.context, dial.server_name, own.some_left())
+    except BaseException:  # httpcore leaves the socket open when it is cancelled
+        stream.get_extra_info("socket").close()
+        raise
+
+
+def _has_said_something(tls: ssl.SSLObject) -> bool:
+    """Whether what the TLS layer has taken from the socket already holds data, or the peer's goodbye."""
+    try:
+        tls.read(1)
+    except ssl.SSLWantReadError:
+        return False
+    except ssl.SSLError:
+        return True
+    return True
+
+
+class Turn:
+    """Somebody's turn, to wait for."""
+
+    def __init__(self) -> None:
+        self._has_come = anyio.Event()
+
+    def set(self) -> None:
+        """It has come."""
+        self._has_come.set()
+
+    async def wait(self, left: float) -> bool:
+        """Wait for it at most `left` seconds; whether it came."""
+        with anyio.move_on_after(left):
+            await self._has_come.wait()
+        return self._has_come.is_set()

@@ -79,6 +79,9 @@ class AsyncioStream(Bounded, asyncio.Protocol, httpcore.AsyncNetworkStream):
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         """Wait for some bytes; none means that the peer has closed."""
+        left = self.left(timeout)
+        if left is not None and left <= 0:
+            raise httpcore.ReadTimeout("no time left to read")
         if not self._received and not self._ended:
             self._reader = self._loop.create_future()
             try:
@@ -162,36 +165,35 @@ class AsyncioStream(Bounded, asyncio.Protocol, httpcore.AsyncNetworkStream):
         return await (future if left is None else wait_until(self._loop, future, left))
 
 
-async def connect(dial: Dial, timeout: float | None, bounds: Bounded) -> AsyncioStream:
+async def connect(dial: Dial, timeout: float, bounds: Bounded) -> AsyncioStream:
     """Open a connection, the TLS handshake included; see `network.connect`."""
     loop = asyncio.get_running_loop()
     last: Exception | None = None
-    for address, left in dial.addresses(timeout, bounds):
+    for address, own in dial.addresses(timeout, bounds):
         sock = open_socket(address)
         stream = AsyncioStream(sock, bounds.clock, loop)
         try:
-            await _connect_socket(loop, sock, (address, dial.port), left)
-            await loop.create_connection(lambda: stream, sock=sock, **_tls(dial, bounds.left(timeout)))  # noqa: B023
+            await _connect_socket(loop, sock, (address, dial.port), own.some_left())
+            await loop.create_connection(lambda: stream, sock=sock, **_tls(dial, own))  # noqa: B023
         except BaseException as error:  # whatever it is, the socket goes
             sock.close()
             if not isinstance(error, OSError):
                 raise
-            late = (left := bounds.left(timeout)) is not None and left <= 0  # asyncio calls a slow handshake "aborted"
-            last = TimeoutError() if late else error
+            # asyncio calls a handshake that took too long "aborted".
+            last = TimeoutError() if isinstance(error, ConnectionAbortedError) else error
         else:
             return stream
     raise connect_error(last, dial)
 
 
-def _tls(dial: Dial, left: float | None) -> dict[str, Any]:
+def _tls(dial: Dial, own: Bounded) -> dict[str, Any]:
     if dial.context is None:
         return {}
-    bound = None if left is None else max(left, 0.001)
-    return {"ssl": dial.context, "server_hostname": dial.server_name, "ssl_handshake_timeout": bound}
+    return {"ssl": dial.context, "server_hostname": dial.server_name, "ssl_handshake_timeout": own.some_left()}
 
 
 async def _connect_socket(
-    loop: asyncio.AbstractEventLoop, sock: socket.socket, address: tuple[str, int], left: float | None
+    loop: asyncio.AbstractEventLoop, sock: socket.socket, address: tuple[str, int], left: float
 ) -> None:
     """Connect without a task that would have to be cancelled when the time is over."""
     sock.setblocking(False)
@@ -203,7 +205,7 @@ async def _connect_socket(
     connected: asyncio.Future[bool] = loop.create_future()
     loop.add_writer(sock, _wake, connected)
     try:
-        if not await (connected if left is None else wait_until(loop, connected, left)):
+        if not await wait_until(loop, connected, left):
             raise TimeoutError
     finally:
         loop.remove_writer(sock)
@@ -230,3 +232,19 @@ def _wake(happened: asyncio.Future[bool] | None) -> None:
 def _resolve(happened: asyncio.Future[bool], how: bool) -> None:
     if not happened.done():
         happened.set_result(how)
+
+
+class Turn:
+    """Somebody's turn, to wait for."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._has_come: asyncio.Future[bool] = self._loop.create_future()
+
+    def set(self) -> None:
+        """It has come."""
+        _wake(self._has_come)
+
+    async def wait(self, left: float) -> bool:
+        """Wait for it at most `left` seconds; whether it came."""
+        return await wait_until(self._loop, self._has_come, left)

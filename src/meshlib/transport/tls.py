@@ -43,9 +43,14 @@ def _make(tls: TLS) -> ssl.SSLContext:
     context.set_alpn_protocols(["http/1.1"])
     if tls.cert is not None:
         try:
-            context.load_cert_chain(tls.cert, tls.key)
+            context.load_cert_chain(tls.cert, tls.key, password=_refuse)
         except (OSError, ssl.SSLError) as error:
             raise ConfigError(
                 [Fault("tls.cert", f"must be a certificate whose key fits, both readable: {error}")]
             ) from error
     return context
+
+
+def _refuse() -> str:
+    """OpenSSL would ask for a pass phrase on the terminal."""
+    raise ssl.SSLError("the key has a pass phrase")
