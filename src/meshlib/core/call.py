@@ -18,6 +18,7 @@ from meshlib.core.cluster import Cluster
 from meshlib.core.node import Node
 from meshlib.core.outcome import End, Outcome, outcome_of_end, outcome_of_status, verdict_of
 from meshlib.core.report import Attempt, Kind, Report
+from meshlib.core.view import View
 
 TIMER_SLACK = 0.002
 """Seconds by which a timer may go off before the instant it was set for."""
@@ -50,6 +51,7 @@ class Call:
         "_tried",
         "_waited",
         "_walk",
+        "_walked",
         "deadline",
         "repeatable",
         "report",
@@ -71,6 +73,7 @@ class Call:
         self._key = key
         self._kind: Kind = "first"
         self._walk: Iterator[Node] | None = None
+        self._walked: View | None = None
         self._tried: list[Node] = []
         self._counted = 0
         self._paid = 0.0
@@ -139,10 +142,10 @@ class Call:
             if end is not None:
                 attempt.finish()
             is_fine = attempt.outcome is Outcome.ok and status not in self._cluster.service.retry.on_status
-            again = None if is_fine else self._follow(attempt, now, end, sent, resendable)
-            if again is None and attempt.outcome is Outcome.ok:
-                self._cluster.bucket.succeeded(self._paid)
-            return again
+            if not is_fine:
+                return self._follow(attempt, now, end, sent, resendable)
+            self._cluster.bucket.succeeded(self._paid)
+            return None
 
     def release(self, attempt: Attempt, now: float, *, died: str | None = None) -> None:
         """An attempt's response has ended; counts once, however often it is said.
@@ -169,8 +172,8 @@ class Call:
             if (permit := node.breaker.admit(now, lapses_at)) is not None:
                 return node, permit, "again"
         view = self._cluster.view
-        if self._walk is None:
-            self._walk = view.candidates(now, self._key)
+        if self._walk is None or self._walked is not view:  # what was removed meanwhile gets no attempt
+            self._walk, self._walked = view.candidates(now, self._key), view
         for node in self._walk:
             if node not in self._tried and (permit := node.breaker.admit(now, lapses_at)) is not None:
                 self._tried.append(node)

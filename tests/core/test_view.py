@@ -1,0 +1,105 @@
+"""Rule B3, as far as it exists: how many nodes may be ejected at once."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scripted import PROPERTY, InOrder, Stage
+
+from meshlib import Breaker
+from meshlib.core.view import View
+
+
+@pytest.mark.parametrize(
+    ("count", "max_ejected", "most"),
+    [
+        (1, 0.5, 0),  # never the last
+        (1, 1.0, 0),
+        (2, 0.5, 1),
+        (3, 0.5, 1),
+        (4, 0.5, 2),
+        (5, 0.5, 2),
+        (8, 0.5, 4),
+        (2, 0.0, 1),  # always one
+        (10, 0.0, 1),
+        (10, 0.1, 1),
+        (10, 0.3, 3),
+        (10, 1.0, 9),
+    ],
+)
+def test_B3_half_of_the_nodes_may_be_ejected_always_one_never_the_last(
+    count: int, max_ejected: float, most: int
+) -> None:
+    stage = Stage(count, breaker=Breaker(max_ejected=max_ejected))
+    for node in stage.nodes:
+        for _ in range(20):
+            stage.cluster.record(node, node.breaker.generation, False, stage.clock())
+    assert [node.breaker.state for node in stage.nodes] == ["open"] * most + ["closed"] * (count - most)
+    assert stage.cluster.view.may_eject() is False
+
+
+def test_B3_a_node_that_is_probed_still_counts_as_ejected() -> None:
+    stage = Stage(2)
+    stage.eject(1)
+    stage.clock.advance(2.0)
+    probe = stage.nodes[0].breaker.admit(stage.clock(), stage.clock() + 10)
+    assert probe is not None
+    assert stage.cluster.view.may_eject() is False
+    stage.cluster.record(stage.nodes[0], probe, True, stage.clock())
+    assert stage.cluster.view.may_eject() is True
+
+
+def test_B3_a_failure_refused_by_the_cap_ejects_at_the_next_failure_after_another_node_has_come_back() -> None:
+    stage = Stage(2)
+    stage.eject(1)
+    healthy, broken = stage.nodes
+    for _ in range(9):
+        stage.cluster.record(broken, broken.breaker.generation, False, stage.clock())
+    assert broken.breaker.state == "closed"
+    stage.clock.advance(2.0)
+    probe = healthy.breaker.admit(stage.clock(), stage.clock() + 10)
+    stage.cluster.record(healthy, probe or 0, True, stage.clock())
+    stage.cluster.record(broken, broken.breaker.generation, False, stage.clock())
+    assert broken.breaker.state == "open"
+
+
+@pytest.mark.xfail(strict=True, reason="needs B3's panic: a smaller set may consist of ejected nodes alone")
+def test_B3_the_last_is_not_ejected_even_when_the_others_are_removed() -> None:
+    stage = Stage(4)
+    stage.eject(1, 2)
+    stage.publish("10.0.0.1:80", "10.0.0.2:80")
+    assert stage.call().begin(stage.clock()) is not None
+
+
+@PROPERTY
+@given(
+    st.integers(1, 8),
+    st.floats(0, 1),
+    st.lists(st.tuples(st.integers(0, 7), st.sampled_from([True, False, False, False, None]), st.floats(0, 3))),
+)
+def test_B3_the_number_of_ejected_nodes_is_never_above_the_cap(
+    count: int, max_ejected: float, acts: list[tuple[int, bool | None, float]]
+) -> None:
+    stage = Stage(count, breaker=Breaker(max_ejected=max_ejected, consecutive=1), rng=random.Random(3))
+    cap = min(count - 1, max(1, int(count * max_ejected)))
+    for position, verdict, seconds in acts:
+        node = stage.nodes[position % count]
+        now = stage.clock.advance(seconds)
+        permit = node.breaker.admit(now, now + 1)
+        if permit is not None:
+            stage.cluster.record(node, permit, verdict, now)
+        assert sum(node.breaker.state != "closed" for node in stage.nodes) <= cap
+        assert any(node.breaker.is_eligible(now) for node in stage.nodes), "a call always finds a node"
+
+
+def test_a_view_without_nodes_offers_none_and_ejects_none() -> None:
+    view = View.build((), InOrder(), random.Random(1), 0.5)
+    assert list(view.candidates(1000.0, None)) == []
+    assert view.may_eject() is False
+
+
+def test_a_view_says_its_balancers_name() -> None:
+    assert Stage(1).cluster.view.balancer == "InOrder"

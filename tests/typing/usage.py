@@ -1,0 +1,180 @@
+"""What users write, for type checkers only: this file is never run."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import assert_type
+
+import httpx
+
+import meshlib
+from meshlib import (
+    TLS,
+    Breaker,
+    Budget,
+    ConfigError,
+    Connections,
+    DeadlineExceeded,
+    Endpoint,
+    LeastRequest,
+    Mesh,
+    MeshError,
+    NoEndpoints,
+    Retry,
+    RoundRobin,
+    Service,
+    Timeout,
+    UnknownService,
+    deadline,
+    options,
+    report,
+)
+from meshlib.core.balance import Balancer, Candidates
+from meshlib.core.chance import Rng
+from meshlib.core.node import Node
+from meshlib.core.outcome import Outcome
+from meshlib.core.report import Attempt, Report
+from meshlib.core.snapshot import NodeSnapshot, ServiceSnapshot
+from meshlib.testing import ManualClock
+
+# Settings
+
+orders = Service("orders", ["10.0.0.1:8080", "10.0.0.2:8080"])
+users = Service("users", "static:10.0.0.1:8080,10.0.0.2:8080?weight=3,1", balancer=RoundRobin())
+search = Service(
+    "search",
+    ["10.0.0.1:8080", Endpoint("10.0.0.2", 8080, weight=0.5, priority=1, zone="a", metadata={"version": "v2"})],
+    balancer=LeastRequest(choices=3),
+    timeout=Timeout(total=5, attempt=0.5, connect=0.25),
+    retry=Retry(
+        max_attempts=4,
+        on_status=[500, 503],
+        methods=("GET", "POST"),
+        budget=Budget(capacity=100, retry_cost=10, throttle_cost=2.5, refund=0),
+        buffer_body=0,
+    ),
+    breaker=Breaker(consecutive=3, open_for=1, max_open_for=30.0, max_ejected=0),
+    connections=Connections(max_per_endpoint=10, max_idle=1, keepalive=5, max_age=60),
+    tls=TLS(verify="ca.pem", server_name="search.internal", cert="cert.pem", key="key.pem", min_version="1.3"),
+    host="endpoint",
+)
+pairs: tuple[str | Endpoint, ...] = ("10.0.0.1:80", Endpoint.parse("[::1]:80", weight=2))
+plain = Service("plain", pairs, scheme="https", host=None)
+lazily = Service("lazily", (f"10.0.0.{number}:80" for number in range(1, 4)))
+mesh = Mesh(orders, users, search, clock=time.monotonic, rng=random.Random(1))
+by_hand = Mesh(orders, clock=ManualClock(), send_deadline=False)
+played = Mesh(orders, inner=lambda endpoint: httpx.MockTransport(lambda request: httpx.Response(200)))
+
+assert_type(orders.name, str)
+assert_type(orders.timeout.total, float)
+assert_type(orders.tls, TLS | None)
+assert_type(Endpoint("10.0.0.1", 80).place, tuple[str, int])
+assert_type(str(Endpoint("10.0.0.1", 80)), str)
+assert_type(meshlib.__version__, str)
+
+# Clients
+
+with mesh, mesh.client("orders", headers={"x-a": "b"}, follow_redirects=True) as client:
+    assert_type(client, httpx.Client)
+    response = client.get("/v1/orders/5", extensions={"meshlib": {"idempotent": True}})
+
+assert_type(mesh.transport(), httpx.BaseTransport)
+assert_type(mesh.async_transport(), httpx.AsyncBaseTransport)
+foreign = httpx.Client(transport=mesh.transport())
+foreign_async = httpx.AsyncClient(transport=mesh.async_transport())
+
+
+async def main() -> None:
+    async with mesh, mesh.async_client() as client:
+        assert_type(client, httpx.AsyncClient)
+        assert_type(await client.get("http://orders/v1/orders/5"), httpx.Response)
+    await mesh.aclose()
+
+
+# Options and deadlines: blocks, and decorators that leave a function's type as it is
+
+
+with options(timeout=2.0, idempotent=True, hash_key="u1", retry=False), deadline(1.5):
+    pass
+
+
+@options(timeout=Timeout(total=1.0))
+def fetch(order: int, *, fresh: bool = False) -> str:
+    return f"{order}{fresh}"
+
+
+@deadline(1.5)
+async def fetch_async(order: int) -> bytes:
+    return str(order).encode()
+
+
+assert_type(fetch(5, fresh=True), str)
+
+
+async def fetches() -> None:
+    assert_type(await fetch_async(5), bytes)
+
+
+# What happened
+
+assert_type(report(response), Report)
+for attempt in report(response).attempts:
+    assert_type(attempt, Attempt)
+    assert_type(attempt.endpoint, Endpoint)
+    assert_type(attempt.outcome, Outcome | None)
+    assert_type(attempt.seconds, float)
+    assert_type(attempt.retry_after, float | None)
+    assert_type(attempt.status, int | None)
+    assert_type(attempt.why, str)
+    if attempt.kind == "failover" and attempt.outcome == "not_sent":
+        print(attempt)
+
+for name, service in mesh.snapshot().items():
+    assert_type(name, str)
+    assert_type(service, ServiceSnapshot)
+    assert_type(service.nodes, tuple[NodeSnapshot, ...])
+    for node in service.nodes:
+        assert_type(node.p99, float | None)
+        assert_type(node.eligible, bool)
+        if node.state == "half_open":
+            print(node.to_dict())
+
+try:
+    foreign.get("http://orders/")
+except UnknownService as unknown:
+    assert_type(unknown.known, tuple[str, ...])
+except (DeadlineExceeded, NoEndpoints) as late:
+    print(late.request.url, report(late))
+except MeshError as error:
+    as_transport_error: httpx.TransportError = error
+
+try:
+    Timeout(total=0)
+except ConfigError as config_error:
+    as_value_error: ValueError = config_error
+    for fault in config_error.faults:
+        print(fault.path, fault.message)
+
+# A balancer of one's own
+
+
+@dataclass(frozen=True)
+class Freshest:
+    """Prefers the node with the lowest latency."""
+
+    spread: float = 0.1
+
+    def prepare(self, nodes: Sequence[Node], rng: Rng) -> Candidates:
+        def candidates(now: float, key: str | None) -> Iterator[Node]:
+            yield from sorted(nodes, key=lambda node: node.ewma + self.spread * rng.random())
+
+        return candidates
+
+
+own: Balancer = Freshest()
+balancers: tuple[Balancer, ...] = (LeastRequest(), RoundRobin(), Freshest())
+chance: Rng = random.Random(1)
+Service("own", ["10.0.0.1:80"], balancer=Freshest(spread=0.2))
