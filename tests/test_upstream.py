@@ -8,7 +8,6 @@ import hashlib
 import http.client
 import json
 import os
-import shutil
 import signal
 import socket
 import ssl
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trustme
 
 from meshlib.testing.upstream import Upstream, generated, upstreams
 
@@ -629,19 +629,15 @@ def test_children_die_with_a_parent_that_was_killed() -> None:
     until(lambda: all(refuses(port) for port in ports))
 
 
-def openssl(folder: Path, *words: str) -> None:
-    subprocess.run(["openssl", *words], cwd=folder, check=True, capture_output=True, timeout=60)
-
-
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A self-signed certificate, its own authority, as cert.pem beside key.pem."""
-    if shutil.which("openssl") is None:
-        pytest.skip("needs the openssl program to make a certificate")
+    """A certificate for 127.0.0.1 as cert.pem, its key as key.pem, and the authority behind it as ca.pem."""
     folder = tmp_path_factory.mktemp("tls")
-    curve = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2")
-    names = ("-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1")
-    openssl(folder, "req", "-x509", *curve, *names, "-keyout", "key.pem", "-out", "cert.pem")
+    authority = trustme.CA()
+    issued = authority.issue_cert("127.0.0.1")
+    authority.cert_pem.write_to_path(str(folder / "ca.pem"))
+    issued.cert_chain_pems[0].write_to_path(str(folder / "cert.pem"))
+    issued.private_key_pem.write_to_path(str(folder / "key.pem"))
     return folder
 
 
@@ -655,7 +651,7 @@ def secure(upstream: Upstream, context: ssl.SSLContext) -> Iterator[http.client.
 
 
 def test_tls_answers_faults_and_control(certificate: Path) -> None:
-    context = ssl.create_default_context(cafile=str(certificate / "cert.pem"))
+    context = ssl.create_default_context(cafile=str(certificate / "ca.pem"))
     with Upstream("t", cert=certificate / "cert.pem", key=certificate / "key.pem") as upstream:
         upstream.script({"status": 202}, {"fault": "cut", "size": 10}, {"fault": "reset"}, {"size": 200_000})
         with secure(upstream, context) as connection:
@@ -682,11 +678,11 @@ def test_a_tls_port_takes_no_plain_request(certificate: Path) -> None:
 
 
 def test_client_certificates_are_required(certificate: Path) -> None:
-    cert, key = certificate / "cert.pem", certificate / "key.pem"
-    stranger = ssl.create_default_context(cafile=str(cert))
-    known = ssl.create_default_context(cafile=str(cert))
+    cert, key, ca = (certificate / name for name in ("cert.pem", "key.pem", "ca.pem"))
+    stranger = ssl.create_default_context(cafile=str(ca))
+    known = ssl.create_default_context(cafile=str(ca))
     known.load_cert_chain(cert, key)
-    with Upstream("t", cert=cert, key=key, ca=cert) as upstream:
+    with Upstream("t", cert=cert, key=key, ca=ca) as upstream:
         with secure(upstream, known) as connection:
             assert ask(connection)[0].status == 200
         with secure(upstream, stranger) as connection, pytest.raises((ssl.SSLError, ConnectionError)):

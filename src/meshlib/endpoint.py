@@ -9,11 +9,11 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from types import MappingProxyType
 from typing import Any
 
-from meshlib.validation import ConfigError, Fault, check, instance, number, ruled, whole
+from meshlib.validation import ConfigError, Fault, check, held_to, instance, number, ruled, whole
 
 Place = tuple[str, int]
 """Where an endpoint listens, (host, port): what identifies a node over every change of its weight or metadata."""
@@ -40,13 +40,12 @@ class Endpoint:
     """
 
     host: str
-    port: int = ruled(whole(at_least=1, at_most=65535))
-    weight: float = ruled(number(above=0), default=1, kw_only=True)
-    priority: int = ruled(whole(at_least=0), default=0, kw_only=True)
-    zone: str = ruled(instance(str, "'eu-west-1a'"), default="", kw_only=True)
-    metadata: Mapping[str, str] = ruled(
-        instance(Mapping, "{'version': 'v2'}"), default_factory=dict, kw_only=True, hash=False
-    )
+    port: int = field(metadata=held_to(whole(at_least=1, at_most=65535)))
+    _: KW_ONLY
+    weight: float = ruled(number(above=0), default=1)
+    priority: int = ruled(whole(at_least=0), default=0)
+    zone: str = ruled(instance(str, "'eu-west-1a'"), default="")
+    metadata: Mapping[str, str] = ruled(instance(Mapping, "{'version': 'v2'}"), default_factory=dict, hash=False)
     place: Place = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -65,7 +64,10 @@ class Endpoint:
         """
         host, colon, port = text.strip().rpartition(":") if isinstance(text, str) else ("", "", "")
         if not colon or not _PORT.match(port) or (":" in host and not host.startswith("[")):
-            fault = Fault("endpoint", f"must be 'host:port', for example '10.0.0.1:8080' or '[::1]:8080', got {text!r}")
+            shown = text.rpartition("@")[2] if isinstance(text, str) else text  # no credentials in an error
+            fault = Fault(
+                "endpoint", f"must be 'host:port', for example '10.0.0.1:8080' or '[::1]:8080', got {shown!r}"
+            )
             raise ConfigError([fault])
         return cls(host, int(port), weight=weight)
 
@@ -110,4 +112,5 @@ def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
 
 
 def _bad_host(host: Any) -> Fault:
+    host = host.rpartition("@")[2] if isinstance(host, str) else host
     return Fault("endpoint.host", f"must be an IP address or a host name, for example '10.0.0.1', got {host!r}")

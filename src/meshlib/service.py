@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 from meshlib.core.balance import Balancer
@@ -46,22 +46,19 @@ class Service:
 
     name: str
     resolver: str | Static | Iterable[str | Endpoint]
-    balancer: Balancer = ruled(lambda value: _balancer(value), default=LeastRequest(), kw_only=True)
-    timeout: Timeout = ruled(instance(Timeout, "Timeout(total=5.0)"), default=Timeout(), kw_only=True)
-    retry: Retry = ruled(instance(Retry, "Retry(max_attempts=2)"), default=Retry(), kw_only=True)
-    breaker: Breaker = ruled(instance(Breaker, "Breaker(consecutive=3)"), default=Breaker(), kw_only=True)
-    connections: Connections = ruled(
-        instance(Connections, "Connections(max_idle=5)"), default=Connections(), kw_only=True
-    )
-    tls: TLS | None = ruled(
-        lambda value: None if value is None else instance(TLS, "TLS()")(value), default=None, kw_only=True
-    )
+    _: KW_ONLY
+    balancer: Balancer = ruled(lambda value: _balancer(value), default=LeastRequest())
+    timeout: Timeout = ruled(instance(Timeout, "Timeout(total=5.0)"), default=Timeout())
+    retry: Retry = ruled(instance(Retry, "Retry(max_attempts=2)"), default=Retry())
+    breaker: Breaker = ruled(instance(Breaker, "Breaker(consecutive=3)"), default=Breaker())
+    connections: Connections = ruled(instance(Connections, "Connections(max_idle=5)"), default=Connections())
+    tls: TLS | None = ruled(lambda value: None if value is None else instance(TLS, "TLS()")(value), default=None)
     scheme: str | None = ruled(
         lambda value: None if value in (None, "http", "https") else "must be 'http' or 'https'",
         default=None,
         kw_only=True,
     )
-    host: str | None = ruled(lambda value: _host(value), default=None, kw_only=True)
+    host: str | None = ruled(lambda value: _host(value), default=None)
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not _NAME.match(self.name):
@@ -98,7 +95,7 @@ def _resolver(given: Any) -> Static:
 
 def _unknown_scheme(given: str) -> str:
     known = ", ".join(f"{scheme}:" for scheme in SCHEMES)
-    shown = given.partition("?")[0]
+    shown = given.partition("?")[0].rpartition("@")[2]  # no credentials in an error
     return f"must be a list of addresses, {EXAMPLE}, or a URL of a known scheme ({known}), got {shown!r}"
 
 

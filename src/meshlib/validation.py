@@ -75,7 +75,12 @@ def check(settings: Any, extra: Iterable[Fault] = ()) -> None:
 
 def ruled(rule: Rule, **how: Any) -> Any:
     """A dataclass field with a rule; `how` goes to `dataclasses.field`."""
-    return field(metadata={"rule": rule}, **how)
+    return field(metadata=held_to(rule), **how)
+
+
+def held_to(rule: Rule) -> dict[str, Rule]:
+    """The metadata of a field with a rule, for those who call `dataclasses.field` themselves."""
+    return {"rule": rule}
 
 
 def number(*, above: float | None = None, at_least: float | None = None, at_most: float | None = None) -> Rule:

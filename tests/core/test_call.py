@@ -245,6 +245,29 @@ def test_C2_an_endpoint_that_was_ejected_when_the_walk_passed_it_is_untried_when
     assert played.attempts[-1].why == "probe"
 
 
+def test_C2_an_endpoint_that_was_being_probed_when_the_walk_passed_it_is_untried_when_it_has_come_back() -> None:
+    stage = Stage(3, retry=Retry(max_attempts=4))
+    stage.eject(1)
+    stage.clock.advance(2.0)
+    probing = stage.call()
+    probe = probing.begin(stage.clock())
+    assert probe is not None
+    call = stage.call()
+    for expected in ("10.0.0.2:80", "10.0.0.3:80"):
+        attempt = call.begin(stage.clock())
+        assert attempt is not None
+        assert str(attempt.endpoint) == expected
+        assert stage.settle(call, attempt, UNAVAILABLE) is not None
+    stage.settle(probing, probe, OK)
+    last = call.begin(stage.clock())
+    assert last is not None
+    assert (str(last.endpoint), last.kind, last.why) == ("10.0.0.1:80", "retry", "late")
+    assert stage.settle(call, last, REFUSED) is not None
+    again = call.begin(stage.clock())
+    assert again is not None
+    assert (again.kind, again.why) == ("retry", "again"), "now it has been tried, so there is nowhere to fail over to"
+
+
 def test_C2_an_endpoint_whose_time_came_during_the_attempt_is_one_to_fail_over_to() -> None:
     stage = Stage(2)
     stage.eject(2)
@@ -271,7 +294,7 @@ def test_C2_failovers_are_bounded_when_endpoints_are_added_during_the_call() -> 
     assert kinds == [
         ("10.0.0.1:80", "first", "InOrder"),
         ("10.0.0.2:80", "failover", "InOrder"),
-        ("10.0.0.3:80", "failover", "late"),
+        ("10.0.0.3:80", "failover", "InOrder"),
     ]
 
 

@@ -13,3 +13,4 @@ class Rng(Protocol):
 
     def random(self) -> float:
         """A float in [0, 1)."""
+        ...

@@ -52,7 +52,7 @@ class AsyncMeshTransport(httpx.AsyncBaseTransport):
                     await anyio.sleep(again)
         except BaseException as error:
             if reply is not None:
-                reply.end(error)
+                await reply.give_up(error)
             raise
         if reply is None or not reply.is_whole:
             raise exchange.failure()
@@ -105,20 +105,24 @@ class AsyncReply(Reply, httpx.AsyncByteStream):
                 yield chunk
             await self.answer.body.aclose()
         except NETWORK_ERRORS as error:
-            self.end(error)
+            await self.give_up(error)
             raise self.exchange.body_died(error) from error
         except BaseException as error:
-            self.end(error)
+            await self.give_up(error)
             raise
         self.end()
 
     async def aclose(self) -> None:
         """The caller is done with it."""
+        await self.give_up(None)
+
+    async def give_up(self, error: BaseException | None) -> None:
+        """End it before its body has ended; `error` is what made that necessary, if anything did."""
         if not self.is_over:
             try:
                 await self.answer.body.aclose()
             finally:
-                self.end()
+                self.end(error)
 
     async def drain(self) -> None:
         """Make room for another attempt: read the rest if it is short, and keep it; else drop the connection."""
@@ -131,9 +135,8 @@ class AsyncReply(Reply, httpx.AsyncByteStream):
                 kept.append(chunk)
                 if sum(map(len, kept)) > DRAINED:
                     return
-            await self.answer.body.aclose()
             self.kept = kept
         except NETWORK_ERRORS:
             pass  # the answer was on its way out; its body is lost with it
         finally:
-            self.end()
+            await self.aclose()

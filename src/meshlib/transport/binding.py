@@ -182,7 +182,9 @@ def core_error(error: httpx.TransportError) -> Exception:
     for theirs, ours in _ERRORS:
         if isinstance(error, ours):
             return theirs(str(error))
-    return error
+    if isinstance(error, httpx.UnsupportedProtocol):
+        return error
+    return (httpcore.ReadTimeout if isinstance(error, httpx.TimeoutException) else httpcore.ReadError)(str(error))
 
 
 def in_words(error: BaseException) -> str:

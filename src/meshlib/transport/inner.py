@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import anyio
@@ -54,8 +54,9 @@ class InnerAnswer:
 class InnerStream(Bounded):
     """Stands where a connection's stream stands: it carries the deadline, and what is known of the sending."""
 
-    answered = False
-    sent = True
+    def __init__(self, clock: Clock, deadline: float) -> None:
+        super().__init__(clock, deadline)
+        self.sent = True  # unless the exception says otherwise
 
     def abort(self) -> None:
         """There is nothing to drop: the transport looks after its connections."""
@@ -86,7 +87,8 @@ class InnerConnection:
             response = self._transport.handle_request(self._request(exchange, attempt))
         except httpx.TransportError as error:
             raise self._translated(error) from error
-        return InnerAnswer(response, response.stream)
+        body = response.stream if response.is_closed else SyncInnerBody(response.stream, self.stream)
+        return InnerAnswer(response, body)
 
     def _request(self, exchange: Exchange, attempt: Attempt) -> httpx.Request:
         left = self.stream.deadline - attempt.started
@@ -100,7 +102,7 @@ class InnerConnection:
         return exchange.inner_request(attempt, timeout)
 
     def _translated(self, error: httpx.TransportError) -> Exception:
-        self.stream.sent = not isinstance(error, httpx.ConnectError | httpx.ConnectTimeout | httpx.PoolTimeout)
+        self.stream.sent = not _failed_to_connect(error)
         return binding.core_error(error)
 
 
@@ -112,7 +114,7 @@ class AsyncInnerConnection(InnerConnection):
         request = self._request(exchange, attempt)
         left = self.stream.left(None)
         try:
-            if isinstance(self._transport, httpx.AsyncHTTPTransport) and left is not None:
+            if isinstance(self._transport, httpx.AsyncHTTPTransport) and left is not None and on_asyncio():
                 response = await _unleashed(self._transport, request, left)
             else:
                 async with bounded(left):
@@ -124,6 +126,30 @@ class AsyncInnerConnection(InnerConnection):
         if isinstance(response.stream, httpx.ByteStream):
             return InnerAnswer(response, response.stream)  # it is all here
         return InnerAnswer(response, InnerBody(response.stream, self.stream))
+
+
+class SyncInnerBody:
+    """The body of an answer, given up between two chunks when the deadline has passed.
+
+    Args:
+        stream: the inner transport's.
+        bounds: whose deadline holds.
+    """
+
+    def __init__(self, stream: Any, bounds: Bounded) -> None:
+        self._stream = stream
+        self._bounds = bounds
+
+    def __iter__(self) -> Iterator[bytes]:
+        for chunk in self._stream:
+            left = self._bounds.left(None)
+            if left is not None and left <= 0:
+                raise httpcore.ReadTimeout("no time left to read")
+            yield chunk
+
+    def close(self) -> None:
+        """The caller is done with it."""
+        self._stream.close()
 
 
 class InnerBody:
@@ -180,9 +206,10 @@ class InnerStacks:
         """The response is given up; closing its body has told the transport."""
 
     def close(self) -> None:
-        """Close every transport."""
-        while self._transports:
-            self._transports.popitem()[1].close()
+        """Close every transport, also when one of them fails to."""
+        with contextlib.ExitStack() as stack:
+            while self._transports:
+                stack.callback(self._transports.popitem()[1].close)
 
     def _transport(self, exchange: Exchange, attempt: Attempt) -> Any:
         key = (exchange.service.name, attempt.endpoint.place)
@@ -201,9 +228,10 @@ class AsyncInnerStacks(InnerStacks):
         return AsyncInnerConnection(self._transport(exchange, attempt), self._clock, attempt.deadline)
 
     async def aclose(self) -> None:
-        """Close every transport."""
-        while self._transports:
-            await self._transports.popitem()[1].aclose()
+        """See `InnerStacks.close`."""
+        async with contextlib.AsyncExitStack() as stack:
+            while self._transports:
+                stack.push_async_callback(self._transports.popitem()[1].aclose)
 
 
 @contextlib.asynccontextmanager
@@ -214,11 +242,24 @@ async def _fail_after(left: float | None) -> AsyncIterator[None]:
 
 def bounded(left: float | None) -> contextlib.AbstractAsyncContextManager[Any]:
     """Cancel what takes longer than `left` seconds, and raise `TimeoutError`; asyncio's own way costs a quarter."""
+    return asyncio.timeout(left) if on_asyncio() else _fail_after(left)
+
+
+def on_asyncio() -> bool:
+    """Whether it is asyncio that runs the caller's loop."""
     try:
         asyncio.get_running_loop()
     except RuntimeError:
-        return _fail_after(left)
-    return asyncio.timeout(left)
+        return False
+    return True
+
+
+def _failed_to_connect(error: httpx.TransportError) -> bool:
+    """Whether the exception says that nothing was sent."""
+    if not isinstance(error, httpx.ConnectError | httpx.ConnectTimeout | httpx.PoolTimeout):
+        return False
+    # httpx-aiohttp calls a connection that was lost after the request a ConnectError as well; its cause tells.
+    return type(error.__cause__).__name__ not in ("ServerDisconnectedError", "ClientOSError")
 
 
 _abandoned: set[asyncio.Task[Any]] = set()

@@ -79,7 +79,8 @@ async def connect(dial: Dial, timeout: float, bounds: Bounded) -> AnyIOStream:
 
 
 async def _dial(dial: Dial, address: str, own: Bounded) -> httpcore.AsyncNetworkStream:
-    stream = await httpcore.AnyIOBackend().connect_tcp(address, dial.port, timeout=own.some_left())
+    backend: Any = httpcore.AnyIOBackend()  # to type checkers it is also what stands in where anyio is missing
+    stream: httpcore.AsyncNetworkStream = await backend.connect_tcp(address, dial.port, timeout=own.some_left())
     if dial.context is None:
         return stream
     try:

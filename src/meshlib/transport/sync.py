@@ -52,7 +52,7 @@ class MeshTransport(httpx.BaseTransport):
                     time.sleep(again)
         except BaseException as error:
             if reply is not None:
-                reply.end(error)
+                reply.give_up(error)
             raise
         if reply is None or not reply.is_whole:
             raise exchange.failure()
@@ -103,20 +103,24 @@ class SyncReply(Reply, httpx.SyncByteStream):
             yield from self.answer.body
             self.answer.body.close()
         except NETWORK_ERRORS as error:
-            self.end(error)
+            self.give_up(error)
             raise self.exchange.body_died(error) from error
         except BaseException as error:
-            self.end(error)
+            self.give_up(error)
             raise
         self.end()
 
     def close(self) -> None:
         """The caller is done with it."""
+        self.give_up(None)
+
+    def give_up(self, error: BaseException | None) -> None:
+        """End it before its body has ended; `error` is what made that necessary, if anything did."""
         if not self.is_over:
             try:
                 self.answer.body.close()
             finally:
-                self.end()
+                self.end(error)
 
     def drain(self) -> None:
         """Make room for another attempt: read the rest if it is short, and keep it; else drop the connection."""
@@ -129,9 +133,8 @@ class SyncReply(Reply, httpx.SyncByteStream):
                 kept.append(chunk)
                 if sum(map(len, kept)) > DRAINED:
                     return
-            self.answer.body.close()
             self.kept = kept
         except NETWORK_ERRORS:
             pass  # the answer was on its way out; its body is lost with it
         finally:
-            self.end()
+            self.close()

@@ -29,3 +29,4 @@ class Balancer(Protocol):
                 `effective_weight`; nothing of it is to be changed.
             rng: the only source of chance.
         """
+        ...
