@@ -28,6 +28,18 @@ if TYPE_CHECKING:
     from meshlib.transport.router import Router
 
 
+NOT_FOR_CLIENTS = {
+    "transport": "the mesh is its transport; for another one under it see Mesh(inner=...)",
+    "proxy": "calls would go past the mesh",
+    "verify": "TLS is a setting of the service, Service(tls=TLS(verify=...))",
+    "cert": "TLS is a setting of the service, Service(tls=TLS(cert=...))",
+    "limits": "connections are a setting of the service, Service(connections=Connections(...))",
+    "http2": "a mesh speaks HTTP/1.1",
+    "http1": "a mesh speaks HTTP/1.1",
+}
+"""What `httpx.Client` takes that would go past the mesh, or have no effect without a word."""
+
+
 class Mesh:
     """A set of services.
 
@@ -78,6 +90,8 @@ class Mesh:
 
         Raises:
             UnknownService: if the service is not declared.
+            TypeError: for a keyword that would go past the mesh, or have no effect: `transport`, `proxy`, `verify`,
+                `cert`, `limits`, `http1`, `http2`.
         """
         import httpx
 
@@ -145,9 +159,11 @@ class Mesh:
         return Router(self._clusters, self._clock, send_deadline=self._send_deadline, inner=self._inner)
 
     def _settings(self, service: str | None, kwargs: dict[str, Any]) -> dict[str, Any]:
+        for name in kwargs.keys() & NOT_FOR_CLIENTS.keys():
+            raise TypeError(f"a mesh's client takes no {name!r}: {NOT_FOR_CLIENTS[name]}")
         if service is not None:
-            if service not in self._clusters:
-                raise UnknownService(service, self._clusters)
+            if not isinstance(service, str) or service not in self._clusters:
+                raise UnknownService(str(service), self._clusters)
             kwargs = {"base_url": f"http://{service}", **kwargs}
         # The environment's proxies and credentials are for the world outside; a mesh knows its endpoints.
         return {"timeout": None, "trust_env": False, **kwargs}

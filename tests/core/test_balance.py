@@ -132,6 +132,11 @@ def test_the_worst_node_is_not_first_as_long_as_another_is_drawn() -> None:
     assert 0 not in turns(LeastRequest(), nodes, 300)
 
 
+def test_idle_nodes_get_shares_by_their_weights() -> None:
+    shares = Counter(turns(LeastRequest(), nodes_of(3, 1), 8000))
+    assert shares[0] == pytest.approx(6000, rel=0.1)
+
+
 def test_a_walk_is_lazy() -> None:
     rng = Draws(0.0)
     candidates = LeastRequest().prepare(nodes_of(*[1] * 1000), rng)

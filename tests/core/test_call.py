@@ -799,4 +799,4 @@ def test_the_report_reads_as_a_sentence() -> None:
     assert repr(played.call.report) == f"<Report {played.call.report}>"
     assert repr(played.attempts[0]) == f"<Attempt {played.attempts[0]}>"
     assert str(Stage(1).play([OK]).call.report).startswith("orders: 1 attempt: first at")
-    assert str(Stage(1).call().report) == "orders: 0 attempts: "
+    assert str(Stage(1).call().report) == "orders: no attempt"

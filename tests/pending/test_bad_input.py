@@ -189,7 +189,6 @@ def memory(at_most: int) -> Iterator[None]:
 BEFORE_THE_HEADERS: dict[str, tuple[type[httpx.TransportError], str]] = {
     "garbage": (httpx.RemoteProtocolError, "illegal status line"),
     "half_status": (httpx.RemoteProtocolError, "without sending a response|closed"),
-    "big_headers": (httpx.RemoteProtocolError, "too long|too large|too big"),
     "close": (httpx.RemoteProtocolError, "without sending a response"),
     "reset": (httpx.ReadError, "reset"),
 }
@@ -255,6 +254,22 @@ def test_a_get_is_retried_elsewhere_and_the_breaker_opens_after_five(
     bad, good = mesh.snapshot()["orders"].nodes
     assert (bad.state, bad.failures, bad.attempts) == ("open", 5, 5)
     assert (good.state, good.failures) == ("closed", 0)
+
+
+def test_headers_of_128_KiB_are_refused_or_read(colour: Colour, pair: list[Upstream]) -> None:
+    """h11 gives up at 100 KiB without an end, so it depends on how they arrive."""
+    pair[0].script(then={"fault": "big_headers"})
+    mesh = mesh_of(*pair, balancer=_First(), breaker=Breaker(open_for=60.0))
+
+    async def script(client: httpx.AsyncClient) -> list[httpx.Response]:
+        return [await client.get("/") for _ in range(6)]
+
+    with memory(4 * MIB):
+        responses = colour.run(mesh, script)
+    refused = [response for response in responses if response.headers["x-upstream"] == "b"]
+    assert {outcomes(response)[0] for response in refused} <= {("first", "failed"), ("first", "ok")}
+    assert all(len(response.headers["x-big-31"]) == 4096 for response in responses if response not in refused)
+    assert mesh.snapshot()["orders"].nodes[0].failures == sum(len(outcomes(response)) - 1 for response in responses)
 
 
 @pytest.mark.parametrize("fault", AFTER_THE_HEADERS)
@@ -340,7 +355,7 @@ def test_a_malformed_answer_is_the_endpoints_fault_and_retried(
 ) -> None:
     async def script(client: httpx.AsyncClient) -> None:
         with pytest.raises(httpx.RemoteProtocolError) as caught:
-            await client.post("/", content=b"x")
+            await client.post("/")
         assert outcomes(caught.value) == [("first", "failed")]
         assert len(str(caught.value)) < 1000
         pair[0].script()

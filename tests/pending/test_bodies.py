@@ -562,7 +562,7 @@ BODIES: dict[str, Callable[[Colour], Any]] = {
 
 
 def impatient(fleet: list[Upstream], **more: Any) -> Mesh:
-    return mesh_of(*fleet, timeout=Timeout(total=3.0, attempt=0.3), breaker=NEVER_OPENS, **more)
+    return mesh_of(*fleet, timeout=Timeout(total=1.6, attempt=0.5), breaker=NEVER_OPENS, **more)
 
 
 @unexhausted
@@ -580,8 +580,7 @@ def test_C1_a_post_is_executed_at_most_once(
             upstream.script(then=EVERY_FAULT[fault])
         return await answer_of(client.post("/once", content=BODIES[body](colour)))
 
-    with_time = {"timeout": httpx.Timeout(None, read=1.0)}  # a drip is not waited for
-    result = colour.run(mesh, script, **with_time)
+    result = colour.run(mesh, script)
     [request] = arrived(fleet, "/once")
     assert len(report(result).attempts) == 1
     if request.complete:
@@ -629,7 +628,7 @@ def test_C1_what_may_be_repeated_is_repeated_whole(
 @pytest.mark.parametrize("method", ["POST", "PUT"])
 def test_C1_a_server_that_stood_still_executes_a_post_once(colour: Colour, fleet: list[Upstream], method: str) -> None:
     """The kernel takes the connection and the request; the process reads it when it runs again."""
-    mesh = impatient(fleet)
+    mesh = mesh_of(*fleet, timeout=Timeout(total=20, attempt=0.3))
 
     async def script(client: httpx.AsyncClient) -> Any:
         return await answer_of(client.request(method, "/", content=SHORT))

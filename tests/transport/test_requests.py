@@ -431,3 +431,26 @@ def test_one_mesh_serves_both_colours_and_what_one_learns_the_other_knows(upstre
                 client.get("/")
         assert [node.state for node in mesh.snapshot()["orders"].nodes] == ["open", "closed"]
         assert outcomes(asyncio.run(main())) == [("first", "ok")]
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [("ftp://orders/", "only http and https"), ("/x", "the URL has no host")],
+    ids=["scheme", "no host"],
+)
+def test_a_url_that_reaches_no_service_is_told_why(colour: Colour, upstream: Upstream, url: str, said: str) -> None:
+    async def script(client: httpx.AsyncClient) -> None:
+        with pytest.raises(UnknownService, match=said) as caught:
+            await client.get(url)
+        assert report(caught.value).attempts == []
+
+    colour.run(mesh_of(upstream), script, service=None)
+
+
+@pytest.mark.parametrize("keyword", ["transport", "proxy", "verify", "cert", "limits", "http2"])
+def test_what_would_go_past_the_mesh_is_refused(keyword: str) -> None:
+    mesh = Mesh(Service("orders", ["127.0.0.1:1"]))
+    with pytest.raises(TypeError, match=f"takes no '{keyword}': "):
+        mesh.client("orders", **{keyword: None})
+    with pytest.raises(TypeError, match=f"takes no '{keyword}': "):
+        mesh.async_client("orders", **{keyword: None})

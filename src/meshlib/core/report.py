@@ -103,6 +103,8 @@ class Report:
         self.attempts: list[Attempt] = []
 
     def __str__(self) -> str:
+        if not self.attempts:
+            return f"{self.service}: no attempt"
         count = len(self.attempts)
         return f"{self.service}: {count} attempt{'' if count == 1 else 's'}: {'; '.join(map(str, self.attempts))}"
 

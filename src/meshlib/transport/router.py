@@ -12,7 +12,9 @@ from typing import Any
 import httpx
 
 from meshlib.core.cluster import Cluster
+from meshlib.core.report import Report
 from meshlib.errors import UnknownService
+from meshlib.service import Service
 from meshlib.transport import binding
 from meshlib.transport.exchange import Exchange, Recorder
 from meshlib.transport.network import Clock
@@ -43,15 +45,33 @@ class Router:
             UnknownService: if the URL does not name a declared service, or names it in a way that cannot work.
             TypeError: if the request's options hold an unknown key.
         """
-        url = request.url
-        name = binding.service_name(url)
+        name = binding.service_name(request.url)
         cluster = self._clusters.get(name)
         if cluster is None:
-            raise UnknownService(name, self._clusters)
-        if url.port is not None:
-            hint = f"endpoints bring their own ports; call http://{name}/ without ':{url.port}'"
-            raise UnknownService(f"{name}:{url.port}", self._clusters, hint)
-        if url.scheme != "http" and cluster.service.tls is None:
-            hint = f"it has no TLS; call http://{name}/, or give the service tls=TLS()"
-            raise UnknownService(f"{url.scheme}://{name}", self._clusters, hint)
+            raise self._unknown(name, "" if name else _NO_HOST)
+        if hint := _obstacle(request.url, name, cluster.service):
+            raise self._unknown(_origin(request.url), hint)
         return Exchange(cluster, request, self.clock, recorder=recorder, send_deadline=self._send_deadline)
+
+    def _unknown(self, name: str, hint: str) -> UnknownService:
+        error = UnknownService(name, self._clusters, hint)
+        error.meshlib_report = Report(name)  # type: ignore[attr-defined]
+        return error
+
+
+_NO_HOST = "the URL has no host; call http://<service>/, or take a client for a service"
+
+
+def _obstacle(url: httpx.URL, name: str, service: Service) -> str:
+    """Why a URL that names the service does not reach it, and what would; empty if it does."""
+    if url.scheme not in ("http", "https"):
+        return f"only http and https go through a mesh; call http://{name}/"
+    if url.port is not None:
+        return f"endpoints bring their own ports; call http://{name}/ without ':{url.port}'"
+    if url.scheme == "https" and service.tls is None:
+        return f"it has no TLS; call http://{name}/, or give the service tls=TLS()"
+    return ""
+
+
+def _origin(url: httpx.URL) -> str:
+    return f"{url.scheme}://{url.host}" + ("" if url.port is None else f":{url.port}")

@@ -2,7 +2,8 @@
 
 Two nodes are drawn, the one with fewer calls in flight for its weight goes first (Mitzenmacher, "The Power of Two
 Choices in Randomized Load Balancing", 2001: nearly as even as asking all of them, and without the herd that running
-to the one best node makes). The loser stays a candidate and meets the next one drawn, so a walk meets every node once.
+to the one best node makes). Between two idle endpoints a heavy one wins as often as its weight says; going by the load,
+it would win always. The loser stays a candidate and meets the next one drawn, so a walk meets every node once.
 """
 
 from __future__ import annotations
@@ -40,24 +41,28 @@ class LeastRequest:
         def candidates(now: float, key: str | None) -> Iterator[Node]:
             drawn = draw(nodes, rng)
             best, losers = next(drawn), []
-            for _ in range(choices - 1):
-                other = next(drawn)
-                if load(other) < load(best):
+            for other in islice(drawn, choices - 1):
+                if is_better(other, best, rng):
                     best, other = other, best
                 losers.append(other)
             yield best
             while losers:
                 losers += islice(drawn, 1)
-                best = min(losers, key=load)
+                best = losers[0]
+                for other in losers[1:]:
+                    if is_better(other, best, rng):
+                        best = other
                 losers.remove(best)
                 yield best
 
         return candidates
 
 
-def load(node: Node) -> float:
-    """Calls in flight, this one included, for its weight."""
-    return (node.in_flight + 1) / node.effective_weight
+def is_better(one: Node, other: Node, rng: Rng) -> bool:
+    """Whether `one` has fewer calls for its weight, this one included; of two idle ones chance decides by the weights."""
+    if one.in_flight or other.in_flight or one.effective_weight == other.effective_weight:
+        return (one.in_flight + 1) / one.effective_weight < (other.in_flight + 1) / other.effective_weight
+    return rng.random() * (one.effective_weight + other.effective_weight) < one.effective_weight
 
 
 def draw(nodes: Sequence[Node], rng: Rng) -> Iterator[Node]:
