@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from textwrap import wrap
 from typing import Any
 
 from meshlib.cli.faults import Death
@@ -18,6 +19,9 @@ from meshlib.policy import Budget, Retry
 
 SLOW = 0.45
 """Seconds: nearly an attempt's whole timeout, so a call that took longer sat out the stop of an endpoint."""
+
+WIDTH = 80
+"""Columns of a terminal."""
 
 LATE = 0.5
 """Seconds after a kill by when nobody but a probe has business there."""
@@ -125,7 +129,7 @@ def lines(mesh: Tally, plain: Tally) -> list[str]:
         ("seconds", f"{mesh.seconds:.1f}", f"{plain.seconds:.1f}"),
     ]
     table = [f"{label:<46}{left:>9}{right:>13}" for label, left, right in rows]
-    kinds = [f"plain httpx failed with {_kinds(plain)}"] if plain.failed else []
+    kinds = wrap(f"plain httpx failed with {_kinds(plain)}", WIDTH, subsequent_indent="  ") if plain.failed else []
     return [*table, *kinds, "", sentence(mesh, plain)]
 
 

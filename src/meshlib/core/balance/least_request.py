@@ -59,7 +59,7 @@ class LeastRequest:
 
 
 def is_better(one: Node, other: Node, rng: Rng) -> bool:
-    """Whether `one` has fewer calls for its weight, this one included; of two idle ones chance decides by the weights."""
+    """Whether `one` has fewer calls for its weight, this one included; between idle ones chance decides by weight."""
     if one.in_flight or other.in_flight or one.effective_weight == other.effective_weight:
         return (one.in_flight + 1) / one.effective_weight < (other.in_flight + 1) / other.effective_weight
     return rng.random() * (one.effective_weight + other.effective_weight) < one.effective_weight
