@@ -13,14 +13,13 @@ from dataclasses import KW_ONLY, dataclass, field
 from types import MappingProxyType
 from typing import Any
 
-from meshlib.validation import ConfigError, Fault, check, held_to, instance, number, ruled, whole
+from meshlib.validation import ConfigError, Fault, check, held_to, instance, is_host_name, number, ruled, whole
 
 Place = tuple[str, int]
 """Where an endpoint listens, (host, port): what identifies a node over every change of its weight or metadata."""
 
 _PORT = re.compile(r"[0-9]{1,5}\Z")
 _SCOPE = re.compile(r"[A-Za-z0-9._-]*\Z")
-_LABELS = re.compile(r"(?!-)[a-z0-9_-]{1,63}(?<!-)(\.(?!-)[a-z0-9_-]{1,63}(?<!-))*\Z")
 
 
 @dataclass(frozen=True)
@@ -64,7 +63,9 @@ class Endpoint:
         """
         host, colon, port = text.strip().rpartition(":") if isinstance(text, str) else ("", "", "")
         if not colon or not _PORT.match(port) or (":" in host and not host.startswith("[")):
-            shown = text.rpartition("@")[2] if isinstance(text, str) else text  # no credentials in an error
+            shown = (
+                text.partition("?")[0].rpartition("@")[2] if isinstance(text, str) else text
+            )  # no credentials in an error
             fault = Fault(
                 "endpoint", f"must be 'host:port', for example '10.0.0.1:8080' or '[::1]:8080', got {shown!r}"
             )
@@ -98,7 +99,7 @@ def _normal_host(host: Any) -> str:
         return str(address)
     name = host.lower().removesuffix(".")
     looks_numeric = name.rpartition(".")[2].isdigit()
-    return name if len(name) <= 253 and not looks_numeric and _LABELS.match(name) else ""
+    return name if not looks_numeric and is_host_name(name) else ""
 
 
 def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
@@ -112,5 +113,5 @@ def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
 
 
 def _bad_host(host: Any) -> Fault:
-    host = host.rpartition("@")[2] if isinstance(host, str) else host
+    host = host.partition("?")[0].rpartition("@")[2] if isinstance(host, str) else host
     return Fault("endpoint.host", f"must be an IP address or a host name, for example '10.0.0.1', got {host!r}")

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from ssl import SSLContext
 from typing import Any
 
-from meshlib.validation import Fault, check, instance, number, ruled, seconds, whole
+from meshlib.validation import Fault, check, instance, is_host_name, number, ruled, seconds, whole
 
 REPEATABLE_METHODS = frozenset({"GET", "HEAD", "OPTIONS", "PUT", "DELETE", "TRACE"})
 """RFC 9110, section 9.2.2: sending these twice is meant to have the effect of sending them once."""
@@ -171,14 +171,23 @@ class TLS(_Checked):
         ),
         default="system",
     )
-    server_name: str | None = ruled(lambda value: _optional_text(value, "a host name"), default=None)
+    server_name: str | None = ruled(lambda value: _optional_host(value), default=None)
     cert: str | None = ruled(lambda value: _optional_text(value, "a path"), default=None)
     key: str | None = ruled(lambda value: _optional_text(value, "a path"), default=None)
     min_version: str = ruled(lambda value: None if value in ("1.2", "1.3") else "must be '1.2' or '1.3'", default="1.2")
 
     def __post_init__(self) -> None:
-        orphan = self.key is not None and self.cert is None
-        check(self, [Fault("tls.cert", "must be given with a key, got none")] if orphan else [])
+        faults = []
+        if self.key is not None and self.cert is None:
+            faults.append(Fault("tls.cert", "must be given with a key, got none"))
+        if isinstance(self.verify, SSLContext) and (self.cert is not None or self.min_version != "1.2"):
+            faults.append(Fault("tls.verify", "must not be a context beside cert, key or min_version: set them in it"))
+        check(self, faults)
+
+
+def _optional_host(value: Any) -> str | None:
+    usable = value is None or (isinstance(value, str) and is_host_name(value))
+    return None if usable else "must be a host name or None"
 
 
 def _optional_text(value: Any, what: str) -> str | None:

@@ -65,9 +65,8 @@ class _Block:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        scope = _scope.get()
-        assert scope is not None
-        _scope.set(scope.outer)
+        if (scope := _scope.get()) is not None:  # it is None in a context that the block was not entered in
+            _scope.set(scope.outer)
 
     def __call__(self, function: Callable[P, R]) -> Callable[P, R]:
         if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):

@@ -15,7 +15,7 @@ from meshlib.core.balance.least_request import LeastRequest
 from meshlib.discovery.static import EXAMPLE, Static
 from meshlib.endpoint import Endpoint
 from meshlib.policy import TLS, Breaker, Connections, Retry, Timeout
-from meshlib.validation import ConfigError, Fault, check, instance, ruled
+from meshlib.validation import ConfigError, Fault, check, instance, is_host_name, ruled
 
 SCHEMES = ("static",)
 """The resolver URLs that can be read."""
@@ -61,7 +61,7 @@ class Service:
     host: str | None = ruled(lambda value: _host(value), default=None)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.name, str) or not _NAME.match(self.name):
+        if not isinstance(self.name, str) or not _NAME.match(self.name) or not is_host_name(self.name):
             raise ConfigError([Fault("service.name", _bad_name(self.name))])
         faults: list[Fault] = []
         try:

@@ -7,6 +7,7 @@ corrects a value, and it never reads configuration files: it only judges what it
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, fields
@@ -17,6 +18,9 @@ LARGEST = sys.float_info.max
 
 Rule = Callable[[Any], str | None]
 """Returns what would be right ("must be >= 1"), or None if the value is."""
+
+
+_LABELS = re.compile(r"(?!-)[a-z0-9_-]{1,63}(?<!-)(\.(?!-)[a-z0-9_-]{1,63}(?<!-))*\Z")
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,3 +128,8 @@ def instance(kind: type, example: str) -> Rule:
 def seconds(default: float) -> Any:
     """A field for a length of time: finite and more than nothing."""
     return ruled(number(above=0), default=default)
+
+
+def is_host_name(text: str) -> bool:
+    """Whether `text` is a host name in lower case: labels of at most 63 letters, digits, `-` and `_`, 253 in all."""
+    return len(text) <= 253 and _LABELS.match(text) is not None

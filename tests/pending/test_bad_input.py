@@ -48,7 +48,7 @@ def pair(started: list[Upstream]) -> list[Upstream]:
     for upstream in started:
         upstream.accept_reset(False)
         try:
-            until(lambda: all(upstream.stats()["connections_open"] == 0 for _ in range(3)), 2.0)  # noqa: B023
+            until(lambda: all(upstream.stats()["connections_open"] == 0 for _ in range(3)), 0.4)  # noqa: B023
         except AssertionError:
             upstream.restart()
         upstream.script()

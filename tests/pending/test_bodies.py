@@ -62,7 +62,7 @@ def fleet(started: list[Upstream]) -> list[Upstream]:
     """Three upstreams without a script and a log; nothing of an earlier test is on its way to them."""
     for upstream in started:
         try:
-            until(lambda: all(upstream.stats()["connections_open"] == 0 for _ in range(3)), 2.0)  # noqa: B023
+            until(lambda: all(upstream.stats()["connections_open"] == 0 for _ in range(3)), 0.4)  # noqa: B023
         except AssertionError:
             upstream.restart()
         upstream.script()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import threading
+from collections.abc import AsyncIterator, Iterator
 
 import httpx
 import pytest
@@ -454,3 +456,113 @@ def test_what_would_go_past_the_mesh_is_refused(keyword: str) -> None:
         mesh.client("orders", **{keyword: None})
     with pytest.raises(TypeError, match=f"takes no '{keyword}': "):
         mesh.async_client("orders", **{keyword: None})
+
+
+@pytest.mark.parametrize(
+    ("method", "status", "content"), [("GET", 302, b""), ("POST", 307, b"body"), ("PUT", 307, b"body")]
+)
+def test_a_redirect_within_the_service_is_followed(
+    colour: Colour, upstream: Upstream, method: str, status: int, content: bytes
+) -> None:
+    upstream.script({"status": status, "headers": {"location": "/elsewhere"}})
+
+    async def script(client: httpx.AsyncClient) -> httpx.Response:
+        return await client.request(method, "/", content=content, follow_redirects=True)
+
+    assert colour.run(mesh_of(upstream), script).status_code == 200
+    assert [request.target for request in upstream.log()] == ["/", "/elsewhere"]
+    assert {request.body_digest for request in upstream.log()} == {hashlib.sha256(content).hexdigest()}
+
+
+def test_those_who_wait_for_a_connection_are_served_in_turn(no_leaks: None, upstream: Upstream) -> None:
+    upstream.script(then={"delay": 0.002})
+    mesh = mesh_of(upstream, connections=Connections(max_per_endpoint=1))
+    counts = [0] * 4
+
+    def work(client: httpx.Client, number: int) -> None:
+        while sum(counts) < 200:
+            client.get("/")
+            counts[number] += 1
+
+    with mesh.client("orders") as client:
+        threads = [threading.Thread(target=work, args=(client, number)) for number in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert min(counts) >= 30, counts
+
+
+def test_tasks_that_wait_for_a_connection_are_served_in_turn(no_leaks: None, upstream: Upstream) -> None:
+    upstream.script(then={"delay": 0.002})
+    mesh = mesh_of(upstream, connections=Connections(max_per_endpoint=1))
+    counts = [0] * 4
+
+    async def work(client: httpx.AsyncClient, number: int) -> None:
+        while sum(counts) < 200:
+            await client.get("/")
+            counts[number] += 1
+
+    async def main() -> None:
+        async with mesh.async_client("orders") as client:
+            await asyncio.gather(*(work(client, number) for number in range(4)))
+
+    asyncio.run(main())
+    assert min(counts) >= 30, counts
+
+
+class StorageError(Exception):
+    """What a caller's own body may raise."""
+
+
+def test_the_callers_own_exception_leaves_the_call_as_it_is(colour: Colour, fleet: list[Upstream]) -> None:
+    raised = StorageError("disk")
+
+    def sync() -> Iterator[bytes]:
+        yield b"x"
+        raise raised from httpx.ReadError("a cause that is none of ours")
+
+    async def later() -> AsyncIterator[bytes]:
+        yield b"x"
+        raise raised from httpx.ReadError("a cause that is none of ours")
+
+    mesh = mesh_of(*fleet)
+
+    async def script(client: httpx.AsyncClient) -> None:
+        with pytest.raises(StorageError) as caught:
+            await client.put("/", content=sync() if colour.is_sync else later())
+        assert caught.value is raised
+        assert outcomes(raised) == [("first", "abandoned")]
+
+    colour.run(mesh, script)
+    assert [node.failures for node in mesh.snapshot()["orders"].nodes] == [0, 0, 0]
+
+
+def test_C3_a_body_whose_source_broke_is_not_played_again(colour: Colour, fleet: list[Upstream]) -> None:
+    """Not even when what it raised looks like the network's: a repeat would send a cut body as a whole one."""
+
+    def sync() -> Iterator[bytes]:
+        yield b"0123456789"
+        raise httpx.ReadError("the source's")
+
+    async def later() -> AsyncIterator[bytes]:
+        yield b"0123456789"
+        raise httpx.ReadError("the source's")
+
+    async def script(client: httpx.AsyncClient) -> None:
+        with pytest.raises(httpx.ReadError, match="the source's"):
+            await client.put("/", content=sync() if colour.is_sync else later())
+
+    colour.run(mesh_of(*fleet), script)
+    assert not any(request.complete for upstream in fleet for request in upstream.log())
+
+
+def test_the_drain_of_one_answer_is_not_the_next_endpoints_time(colour: Colour, fleet: list[Upstream]) -> None:
+    fleet[0].script(then={"status": 503, "fault": "drip", "size": 1000})
+
+    async def script(client: httpx.AsyncClient) -> list[httpx.Response]:
+        return [await client.get("/") for _ in range(2)]
+
+    responses = colour.run(mesh_of(*fleet[:2], balancer=RoundRobin()), script)
+    retried = next(response for response in responses if len(report(response).attempts) == 2)
+    assert report(retried).attempts[1].seconds < 0.1

@@ -106,6 +106,13 @@ class Call:
         self.report.attempts.append(attempt)
         return attempt
 
+    def restart(self, attempt: Attempt, now: float) -> None:
+        """The attempt's own work begins only now: what kept it was not its endpoint."""
+        with self._cluster.lock:
+            attempt.node.restart(attempt.number, now)
+        attempt.started = now
+        attempt.deadline = min(now + self._attempt_timeout, self.deadline)
+
     def settle(
         self,
         attempt: Attempt,

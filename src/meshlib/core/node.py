@@ -35,6 +35,7 @@ class Node:
         ewma: exponentially weighted latency in seconds, 0 until the first answer.
         effective_weight: what the view gives the balancer to work with.
         breaker: the state machine.
+        epoch: grows with every fork; an attempt of an earlier one is not ours to count.
     """
 
     __slots__ = (
@@ -46,6 +47,7 @@ class Node:
         "breaker",
         "effective_weight",
         "endpoint",
+        "epoch",
         "ewma",
         "failures",
         "in_flight",
@@ -56,6 +58,7 @@ class Node:
         self.endpoint = endpoint
         self.effective_weight = float(endpoint.weight)
         self.breaker = NodeBreaker(breaker)
+        self.epoch = 0
         self.in_flight = 0
         self.attempts = 0
         self.failures = 0
@@ -82,7 +85,7 @@ class Node:
 
     def settle(self, number: int, now: float, *, success: bool | None) -> None:
         """The attempt's answer, or its end without one, is known."""
-        started = self._open.pop(number)
+        started = self._open.pop(number, now)
         if success is not None:
             self._observe(now - started, now)
         if success is False:
@@ -98,9 +101,14 @@ class Node:
         self.in_flight -= 1
 
     def forget_open(self) -> None:
-        """No attempt is under way."""
+        """No attempt is under way: those that were belong to another process."""
+        self.epoch += 1
         self.in_flight = 0
         self._open.clear()
+
+    def restart(self, number: int, now: float) -> None:
+        """The attempt's own work begins only now."""
+        self._open[number] = now
 
     def rate(self, now: float) -> float:
         """Attempts per second of late."""

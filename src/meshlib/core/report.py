@@ -35,6 +35,7 @@ class Attempt:
     """
 
     __slots__ = (
+        "_epoch",
         "deadline",
         "endpoint",
         "error",
@@ -58,6 +59,7 @@ class Attempt:
         self.node = node
         self.permit = permit
         self.number = node.start(started)
+        self._epoch = node.epoch
         self.is_over = False
         self.endpoint = node.endpoint
         self.kind = kind
@@ -76,7 +78,8 @@ class Attempt:
         if self.is_over:
             return False
         self.is_over = True
-        self.node.finish()
+        if self._epoch == self.node.epoch:
+            self.node.finish()
         return True
 
     def __str__(self) -> str:

@@ -79,6 +79,7 @@ class AsyncMeshTransport(httpx.AsyncBaseTransport):
         try:
             if last is not None:
                 await last.drain()
+                exchange.restart(attempt)
             connection = await self._stacks.take(exchange, attempt)
             answer = await connection.send(exchange, attempt)
         except BaseException as error:

@@ -145,7 +145,8 @@ class Answer:
 
 def content_of(request: httpx.Request) -> bytes | None:
     """The body of a request that is all bytes; None if it is of any other kind."""
-    return request.content if isinstance(request.stream, httpx.ByteStream) else None
+    # Not `request.content`: httpx makes the request of a redirect without one.
+    return b"".join(request.stream) if isinstance(request.stream, httpx.ByteStream) else None
 
 
 def end_of(error: BaseException, *, reused: bool, answered: bool) -> End:
@@ -167,10 +168,10 @@ def end_of(error: BaseException, *, reused: bool, answered: bool) -> End:
 
 def httpx_error(error: Exception, request: httpx.Request) -> Exception:
     """The exception in httpx's classes; what is not httpcore's is returned as it is."""
-    if isinstance(error.__cause__, httpx.TransportError):
-        return error.__cause__
     for theirs, ours in _ERRORS:
         if isinstance(error, theirs):
+            if isinstance(error.__cause__, httpx.TransportError):
+                return error.__cause__  # an inner transport's own
             translated = ours(str(error), request=request)
             translated.__cause__ = error
             return translated
@@ -190,6 +191,8 @@ def core_error(error: httpx.TransportError) -> Exception:
 def in_words(error: BaseException) -> str:
     """An exception for the report: its class, and its text if it is about the connection and not about the request."""
     name = type(error).__name__
+    if isinstance(error.__cause__, httpx.TransportError):
+        return name  # an inner transport's text may hold the whole URL
     return f"{name}: {error}" if isinstance(error, httpcore.NetworkError | httpcore.TimeoutException) else name
 
 

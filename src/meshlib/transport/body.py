@@ -24,6 +24,7 @@ class Bytes(httpx.SyncByteStream, httpx.AsyncByteStream):
     """
 
     is_resendable = True
+    error = None
 
     def __init__(self, content: bytes) -> None:
         self._content = content
@@ -53,12 +54,20 @@ class Recording:
 
     Attributes:
         is_resendable: whether iterating again gives the whole body.
+        error: what the source raised, if it did: the caller's own.
     """
 
     def __init__(self, limit: int) -> None:
         self.is_resendable = True
+        self.error: BaseException | None = None
         self._room = limit
         self._record: list[bytes] = []
+
+    def _broke(self, error: BaseException) -> None:
+        """The source raised, or was closed under way: there is no second half to play on with."""
+        self.error = error
+        self.is_resendable = False
+        self._record.clear()
 
     def _keep(self, chunk: bytes) -> None:
         self._room -= len(chunk)
@@ -83,7 +92,14 @@ class RecordedBody(Recording, httpx.SyncByteStream):
 
     def __iter__(self) -> Iterator[bytes]:
         yield from tuple(self._record)
-        for chunk in self._rest:
+        while True:
+            try:
+                chunk = next(self._rest)
+            except StopIteration:
+                return
+            except BaseException as error:
+                self._broke(error)
+                raise
             self._keep(chunk)
             yield chunk
 
@@ -98,6 +114,13 @@ class AsyncRecordedBody(Recording, httpx.AsyncByteStream):
     async def __aiter__(self) -> AsyncIterator[bytes]:
         for chunk in tuple(self._record):
             yield chunk
-        async for chunk in self._rest:
+        while True:
+            try:
+                chunk = await anext(self._rest)
+            except StopAsyncIteration:
+                return
+            except BaseException as error:
+                self._broke(error)
+                raise
             self._keep(chunk)
             yield chunk

@@ -105,10 +105,19 @@ class AsyncConnection:
 
 
 class Turn(Protocol):
-    """What somebody who waits for a connection is woken by."""
+    """What somebody who waits for a connection is given one by."""
+
+    gift: Any
+    """A connection, or None for the room to open one."""
 
     def set(self) -> None:
-        """It is time to look again."""
+        """It has come."""
+
+
+class SyncTurn(threading.Event):
+    """See `Turn`."""
+
+    gift: Any = None
 
 
 C = TypeVar("C", Connection, AsyncConnection)
@@ -125,7 +134,8 @@ class Stack(Generic[C]):
         dial: how a new connection is opened.
         origin: what httpcore calls the place.
         size: connections open or being opened.
-        waiting: those who wait for one, first come first.
+        waiting: those who wait for one, first come first. What becomes free is handed to them, so nobody who comes
+            later can take it.
     """
 
     def __init__(self, service: Service, endpoint: Endpoint) -> None:
@@ -144,7 +154,6 @@ class Stack(Generic[C]):
         while self._idle:
             connection = self._idle.pop()
             if not self._is_too_old(connection, now) and not connection.stream.is_readable:
-                connection.is_reused = True
                 return connection
             self.drop(connection)
         return None
@@ -161,11 +170,13 @@ class Stack(Generic[C]):
         while self._idle and self._is_too_old(self._idle[0], now):
             self.drop(self._idle.popleft())
         connection.idle_since = now
+        connection.is_reused = True
+        if self._hand_over(connection):
+            return
         if len(self._idle) >= self.settings.max_idle:
             self.drop(connection)
         else:
             self._idle.append(connection)
-            self._wake_next()
 
     def drop(self, connection: C) -> None:
         """Close a connection and give its room away."""
@@ -174,15 +185,17 @@ class Stack(Generic[C]):
 
     def vacate(self) -> None:
         """Give up room that was claimed."""
-        self.size -= 1
-        self._wake_next()
+        if not self._hand_over(None):
+            self.size -= 1
 
-    def leave(self, turn: Turn) -> None:
-        """Stop waiting; a turn that came too late goes to the next."""
+    def leave(self, turn: Turn, now: float) -> None:
+        """Stop waiting; what was given meanwhile goes on to the next."""
         if turn in self.waiting:
             self.waiting.remove(turn)
+        elif turn.gift is None:
+            self.vacate()
         else:
-            self._wake_next()
+            self.put(turn.gift, now)
 
     def clear(self) -> None:
         """Close every idle connection."""
@@ -193,10 +206,14 @@ class Stack(Generic[C]):
         """The streams of the idle connections."""
         return (connection.stream for connection in self._idle)
 
-    def _wake_next(self) -> None:
-        """Let the first of those who wait look again."""
-        if self.waiting:
-            self.waiting.popleft().set()
+    def _hand_over(self, gift: C | None) -> bool:
+        """Give what has become free to the first of those who wait; False if nobody does."""
+        if not self.waiting:
+            return False
+        turn = self.waiting.popleft()
+        turn.gift = gift
+        turn.set()
+        return True
 
     def _is_too_old(self, connection: C, now: float) -> bool:
         return (
@@ -232,21 +249,22 @@ class SyncStacks:
         """
         service, endpoint, deadline = exchange.service, attempt.endpoint, attempt.deadline
         key = (service.name, endpoint.place, service.tls)
-        while True:
-            with self._lock:
-                self._collect_orphans()
-                stack = self._stacks.get(key)
-                if stack is None:
-                    stack = self._stacks[key] = Stack(service, endpoint)
-                if (connection := stack.pop(self._clock())) is not None:
-                    connection.stream.arm(deadline)
-                    return connection
-                if stack.reserve():
-                    break
-                turn = threading.Event()
+        with self._lock:
+            self._collect_orphans()
+            stack = self._stacks.get(key)
+            if stack is None:
+                stack = self._stacks[key] = Stack(service, endpoint)
+            connection = stack.pop(self._clock())
+            turn = None
+            if connection is None and not stack.reserve():
+                turn = SyncTurn()
                 stack.waiting.append(turn)
-            self._wait(stack, turn, exchange.slot_timeout, deadline)
-        return self._open(stack, exchange.connect_timeout, deadline)
+        if turn is not None:
+            connection = self._wait(stack, turn, exchange.slot_timeout, deadline)
+        if connection is None:
+            return self._open(stack, exchange.connect_timeout, deadline)
+        connection.stream.arm(deadline)
+        return connection
 
     def put(self, connection: Connection) -> None:
         """Take a connection back after its response has ended."""
@@ -275,14 +293,19 @@ class SyncStacks:
         self._stacks = {}
         self.orphans = deque()
 
-    def _wait(self, stack: Stack[Connection], turn: threading.Event, timeout: float | None, deadline: float) -> None:
+    def _wait(
+        self, stack: Stack[Connection], turn: SyncTurn, timeout: float | None, deadline: float
+    ) -> Connection | None:
+        """Wait for one's turn: a connection, or None for the room to open one."""
         try:
             if not turn.wait(_patience(timeout, deadline - self._clock())):
                 raise _no_slot(stack)
         except BaseException:
             with self._lock:
-                stack.leave(turn)
+                stack.leave(turn, self._clock())
             raise
+        given: Connection | None = turn.gift
+        return _alive(given)
 
     def _open(self, stack: Stack[Connection], timeout: float, deadline: float) -> Connection:
         try:
@@ -311,6 +334,7 @@ class AsyncStacks:
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
+        self._lock = threading.Lock()  # over the loops, not over what is on them
         self._loops: dict[object, dict[Key, Stack[AsyncConnection]]] = {}
         self._is_closed = False
         self.orphans: deque[AsyncConnection] = deque()
@@ -318,7 +342,6 @@ class AsyncStacks:
 
     async def take(self, exchange: Exchange, attempt: Attempt) -> AsyncConnection:
         """See `SyncStacks.take`."""
-        self._collect_orphans()
         service, endpoint, deadline = exchange.service, attempt.endpoint, attempt.deadline
         loop = running_loop()
         stacks = self._loops.get(loop)
@@ -328,13 +351,15 @@ class AsyncStacks:
         stack = stacks.get(key)
         if stack is None:
             stack = stacks[key] = Stack(service, endpoint)
-        while True:
-            if (connection := stack.pop(self._clock())) is not None:
-                connection.stream.arm(deadline)
-                return connection
-            if stack.reserve():
-                return await self._open(loop, stack, exchange.connect_timeout, deadline)
-            await self._wait(stack, exchange.slot_timeout, deadline)
+        if self.orphans:
+            self._collect_orphans(stacks)
+        connection = stack.pop(self._clock())
+        if connection is None and not stack.reserve():
+            connection = await self._wait(stack, exchange.slot_timeout, deadline)
+        if connection is None:
+            return await self._open(loop, stack, exchange.connect_timeout, deadline)
+        connection.stream.arm(deadline)
+        return connection
 
     def put(self, connection: AsyncConnection) -> None:
         """Take a connection back after its response has ended."""
@@ -350,13 +375,14 @@ class AsyncStacks:
     async def aclose(self) -> None:
         """Close every idle connection; those in use close when they are put back or dropped."""
         self._is_closed = True
-        self._collect_orphans()
+        self.orphans.clear()  # their sockets are closed; only their room was still to be given away
         for stack in self._all_stacks():
             stack.clear()
         self._loops.clear()
 
     def forget(self) -> None:
         """See `SyncStacks.forget`."""
+        self._lock = threading.Lock()
         self._loops = {}
         self.orphans = deque()
 
@@ -365,21 +391,30 @@ class AsyncStacks:
 
     def _adopt(self, loop: object) -> dict[Key, Stack[AsyncConnection]]:
         """Begin with a new loop; connections of loops that are over are closed."""
-        for other in [known for known in self._loops if isinstance(known, asyncio.AbstractEventLoop)]:
-            if other.is_closed():
-                for stack in self._loops.pop(other).values():
-                    stack.clear()
-        return self._loops.setdefault(loop, {})
+        with self._lock:
+            over = [
+                known for known in self._loops if isinstance(known, asyncio.AbstractEventLoop) and known.is_closed()
+            ]
+            stacks = [stack for other in over for stack in self._loops.pop(other).values()]
+            mine = self._loops.setdefault(loop, {})
+        for stack in stacks:
+            stack.clear()
+        return mine
 
-    async def _wait(self, stack: Stack[AsyncConnection], timeout: float | None, deadline: float) -> None:
+    async def _wait(
+        self, stack: Stack[AsyncConnection], timeout: float | None, deadline: float
+    ) -> AsyncConnection | None:
+        """See `SyncStacks._wait`."""
         turn = network_asyncio.Turn() if on_asyncio(running_loop()) else network_anyio.Turn()
         stack.waiting.append(turn)
         try:
             if not await turn.wait(_patience(timeout, deadline - self._clock())):
                 raise _no_slot(stack)
         except BaseException:
-            stack.leave(turn)
+            stack.leave(turn, self._clock())
             raise
+        given: AsyncConnection | None = turn.gift
+        return _alive(given)
 
     async def _open(
         self, loop: object, stack: Stack[AsyncConnection], timeout: float, deadline: float
@@ -393,10 +428,14 @@ class AsyncStacks:
         stream.arm(deadline)
         return AsyncConnection(stream, stack, self._clock())
 
-    def _collect_orphans(self) -> None:
-        while self.orphans:
+    def _collect_orphans(self, stacks: dict[Key, Stack[AsyncConnection]]) -> None:
+        """Drop the orphans of this loop; those of another are for a call on that one."""
+        for _ in range(len(self.orphans)):
             orphan = self.orphans.popleft()
-            orphan.stack.drop(orphan)
+            if orphan.stack in stacks.values():
+                orphan.stack.drop(orphan)
+            else:
+                self.orphans.append(orphan)
 
     def __del__(self) -> None:
         _warn_unclosed(self._all_stacks())
@@ -413,6 +452,14 @@ def running_loop() -> object:
 def on_asyncio(loop: object) -> bool:
     """Whether it is asyncio that runs the loop."""
     return isinstance(loop, asyncio.AbstractEventLoop)
+
+
+def _alive(given: C | None) -> C | None:
+    """A connection that was handed over, unless its peer has closed it meanwhile: then its room is left."""
+    if given is not None and given.stream.is_readable:
+        given.stream.abort()
+        return None
+    return given
 
 
 def _patience(timeout: float | None, left: float) -> float:

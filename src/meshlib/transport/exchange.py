@@ -17,6 +17,7 @@ import httpx
 
 from meshlib.core.call import TIMER_SLACK, Call
 from meshlib.core.cluster import Cluster
+from meshlib.core.outcome import End
 from meshlib.core.report import Attempt
 from meshlib.errors import DeadlineExceeded, NoEndpoints
 from meshlib.policy import Timeout
@@ -115,22 +116,32 @@ class Exchange:
             self.clock(),
             status=answer.status,
             retry_after=binding.retry_after(answer),
-            resendable=self._is_resendable(),
+            resendable=bool(self.body.is_resendable),
         )
 
     def broke(self, attempt: Attempt, error: BaseException, connection: Any) -> float | None:
-        """The attempt raised. Returns None if the call ends with it, else the seconds to wait."""
+        """The attempt raised. Returns None if the call ends with it, else the seconds to wait.
+
+        Raises:
+            Exception: the caller's own, if it was its body or its request that failed.
+        """
         stream = connection.stream if connection else None
         reused = connection is not None and connection.is_reused
+        end = binding.end_of(error, reused=reused, answered=stream is not None and stream.answered)
+        if error is self.body.error:
+            end = End.caller
         again = self.call.settle(
             attempt,
             self.clock(),
-            end=binding.end_of(error, reused=reused, answered=stream is not None and stream.answered),
+            end=end,
             error=binding.in_words(error),
             sent=stream is not None and stream.sent,
-            resendable=self._is_resendable(),
+            resendable=bool(self.body.is_resendable),
         )
-        self._error = error if isinstance(error, Exception) else None
+        if isinstance(error, Exception):
+            if end is End.caller:
+                raise self._with_report(binding.httpx_error(error, self.request))
+            self._error = error
         return again
 
     def body_died(self, error: Exception) -> Exception:
@@ -155,18 +166,24 @@ class Exchange:
             error = NoEndpoints(f"{report.service}: no endpoint is to be called now", request=self.request)
         else:
             error = binding.httpx_error(last, self.request)
-        error.meshlib_report = report  # type: ignore[attr-defined]
-        error.add_note(f"meshlib: {report}")
+        return self._with_report(error)
+
+    def restart(self, attempt: Attempt) -> None:
+        """What came before the attempt's own work took time that is not its endpoint's."""
+        self.call.restart(attempt, self.clock())
+
+    def _with_report(self, error: Exception) -> Exception:
+        error.meshlib_report = self.call.report  # type: ignore[attr-defined]
+        error.add_note(f"meshlib: {self.call.report}")
         return error
 
     def _host(self, attempt: Attempt) -> str | None:
+        if self.service.host is None and self.request.url.host.endswith("."):
+            return self.service.name
         return str(attempt.endpoint) if self.service.host == "endpoint" else self.service.host
 
     def _left(self) -> float | None:
         return self.call.deadline - self.clock() if self._send_deadline else None
-
-    def _is_resendable(self) -> bool:
-        return bool(self.body.is_resendable)
 
 
 class Reply:

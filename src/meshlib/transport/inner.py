@@ -19,7 +19,9 @@ import httpx
 
 from meshlib.core.report import Attempt, Report
 from meshlib.endpoint import Endpoint, Place
+from meshlib.fork import inherited, strays
 from meshlib.transport import binding
+from meshlib.transport.connections import running_loop
 from meshlib.transport.exchange import Exchange
 from meshlib.transport.network import Bounded, Clock
 
@@ -86,6 +88,8 @@ class InnerConnection:
         try:
             response = self._transport.handle_request(self._request(exchange, attempt))
         except httpx.TransportError as error:
+            if error is exchange.body.error:
+                raise
             raise self._translated(error) from error
         body = response.stream if response.is_closed else SyncInnerBody(response.stream, self.stream)
         return InnerAnswer(response, body)
@@ -122,6 +126,8 @@ class AsyncInnerConnection(InnerConnection):
         except TimeoutError as error:
             raise httpcore.ReadTimeout("the attempt timed out") from error
         except httpx.TransportError as error:
+            if error is exchange.body.error:
+                raise
             raise self._translated(error) from error
         if isinstance(response.stream, httpx.ByteStream):
             return InnerAnswer(response, response.stream)  # it is all here
@@ -193,7 +199,8 @@ class InnerStacks:
         self.orphans: deque[InnerConnection] = deque(maxlen=0)
         self._factory = factory
         self._clock = clock
-        self._transports: dict[tuple[str, Place], Any] = {}
+        inherited.add(self)
+        self._transports: dict[tuple[str, Place, object], Any] = {}
 
     def take(self, exchange: Exchange, attempt: Attempt) -> InnerConnection:
         """A use of the endpoint's transport."""
@@ -211,8 +218,17 @@ class InnerStacks:
             while self._transports:
                 stack.callback(self._transports.popitem()[1].close)
 
+    def forget(self) -> None:
+        """After a fork, in the child: the transports are the parent's."""
+        strays.append(self._transports)
+        self._transports = {}
+
+    def _home(self) -> object:
+        """What a transport cannot leave; for a sync one, nothing."""
+        return None
+
     def _transport(self, exchange: Exchange, attempt: Attempt) -> Any:
-        key = (exchange.service.name, attempt.endpoint.place)
+        key = (exchange.service.name, attempt.endpoint.place, self._home())
         transport = self._transports.get(key)
         if transport is None:
             # Two threads may both make one; the first to store it wins, and an unused transport holds nothing.
@@ -226,6 +242,9 @@ class AsyncInnerStacks(InnerStacks):
     async def take(self, exchange: Exchange, attempt: Attempt) -> AsyncInnerConnection:  # type: ignore[override]
         """See `InnerStacks.take`."""
         return AsyncInnerConnection(self._transport(exchange, attempt), self._clock, attempt.deadline)
+
+    def _home(self) -> object:
+        return running_loop()
 
     async def aclose(self) -> None:
         """See `InnerStacks.close`."""

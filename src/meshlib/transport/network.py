@@ -126,12 +126,12 @@ class Stream(Bounded, httpcore.NetworkStream):
                 raise httpcore.WriteTimeout("no time left to write")
             try:
                 self._sock.settimeout(left)
+                self.sent = True
                 written = self._sock.send(rest)
             except TimeoutError as error:
                 raise httpcore.WriteTimeout("the write timed out") from error
             except OSError as error:
                 raise httpcore.WriteError(str(error)) from error
-            self.sent = True
             rest = rest[written:]
 
     def close(self) -> None:
@@ -198,15 +198,17 @@ def connect(dial: Dial, timeout: float, bounds: Bounded) -> Stream:
     """
     last: Exception | None = None
     for address, own in dial.addresses(timeout, bounds):
-        sock = open_socket(address)
+        sock: socket.socket | None = None
         try:
+            sock = open_socket(address)
             sock.settimeout(own.some_left())
             sock.connect((address, dial.port))
             if dial.context is not None:
                 sock.settimeout(own.some_left())
                 sock = dial.context.wrap_socket(sock, server_hostname=dial.server_name)
         except BaseException as error:  # whatever it is, the socket goes
-            sock.close()
+            if sock is not None:
+                sock.close()
             if not isinstance(error, OSError):
                 raise
             last = error

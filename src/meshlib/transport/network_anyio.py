@@ -102,9 +102,10 @@ def _has_said_something(tls: ssl.SSLObject) -> bool:
 
 
 class Turn:
-    """Somebody's turn, to wait for."""
+    """Somebody's turn to have a connection; see `connections.Turn`."""
 
     def __init__(self) -> None:
+        self.gift: Any = None
         self._has_come = anyio.Event()
 
     def set(self) -> None:

@@ -170,13 +170,15 @@ async def connect(dial: Dial, timeout: float, bounds: Bounded) -> AsyncioStream:
     loop = asyncio.get_running_loop()
     last: Exception | None = None
     for address, own in dial.addresses(timeout, bounds):
-        sock = open_socket(address)
-        stream = AsyncioStream(sock, bounds.clock, loop)
+        sock: socket.socket | None = None
         try:
+            sock = open_socket(address)
+            stream = AsyncioStream(sock, bounds.clock, loop)
             await _connect_socket(loop, sock, (address, dial.port), own.some_left())
             await loop.create_connection(lambda: stream, sock=sock, **_tls(dial, own))  # noqa: B023
         except BaseException as error:  # whatever it is, the socket goes
-            sock.close()
+            if sock is not None:
+                sock.close()
             if not isinstance(error, OSError):
                 raise
             # asyncio calls a handshake that took too long "aborted".
@@ -235,9 +237,10 @@ def _resolve(happened: asyncio.Future[bool], how: bool) -> None:
 
 
 class Turn:
-    """Somebody's turn, to wait for."""
+    """Somebody's turn to have a connection; see `connections.Turn`."""
 
     def __init__(self) -> None:
+        self.gift: Any = None
         self._loop = asyncio.get_running_loop()
         self._has_come: asyncio.Future[bool] = self._loop.create_future()
 

@@ -79,6 +79,7 @@ class MeshTransport(httpx.BaseTransport):
         try:
             if last is not None:
                 last.drain()
+                exchange.restart(attempt)
             connection = self._stacks.take(exchange, attempt)
             answer = connection.send(exchange, attempt)
         except BaseException as error:
