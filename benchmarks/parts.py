@@ -28,10 +28,11 @@ from meshlib.core.cluster import Cluster
 from meshlib.core.report import Attempt
 from meshlib.transport.binding import Answer
 from meshlib.transport.body import RecordedBody
-from meshlib.transport.connections import AsyncConnection, AsyncStacks, Connection, Stack, SyncStacks
+from meshlib.transport.connections import AsyncStacks, SyncStacks
 from meshlib.transport.exchange import Exchange
 from meshlib.transport.network import Bounded
 from meshlib.transport.router import Router
+from meshlib.transport.stack import AsyncConnection, Connection, Stack
 from meshlib.transport.sync import SyncReply
 
 BALANCERS = (LeastRequest(), RoundRobin())

@@ -339,13 +339,14 @@ async def calling(mesh: Mesh) -> AsyncIterator[httpx.AsyncClient]:
     await asyncio.sleep(0.05)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def uvrun() -> Callable[[Coroutine[Any, Any, Any]], Any]:
     """`asyncio.run` on uvloop."""
     if sys.platform == "win32":
         pytest.skip("uvloop is not for Windows")
     import uvloop
 
+    uvloop.run(asyncio.sleep(0))  # its first loop opens descriptors that stay for the life of the process
     return uvloop.run
 
 

@@ -1,0 +1,246 @@
+"""The connections to one place: a LIFO stack of idle ones, room for more, and a queue for those who find neither.
+
+Decides which connection goes next, when one is too old or too many, and who is next in the queue. The one used last
+goes first: it is the likeliest to be alive, and the others can age and go. It opens nothing and locks nothing; its
+owner, in `meshlib.transport.connections`, does.
+"""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from collections import deque
+from collections.abc import Iterator
+from typing import Any, Generic, Protocol, TypeVar
+
+import httpcore
+
+from meshlib.core.report import Attempt
+from meshlib.endpoint import Endpoint, Place
+from meshlib.policy import TLS
+from meshlib.service import Service
+from meshlib.transport import network, network_anyio, network_asyncio
+from meshlib.transport.binding import Answer
+from meshlib.transport.exchange import Exchange
+from meshlib.transport.network import Bounded, Dial
+from meshlib.transport.tls import context_for
+
+Key = tuple[str, Place, TLS | None]
+"""What connections are kept apart by: two services never share one, nor do two ways to speak TLS."""
+
+
+class Connection:
+    """One sync connection.
+
+    Args:
+        stream: the connected stream.
+        stack: where it belongs.
+        now: the time.
+
+    Attributes:
+        is_reused: whether it has carried a request before.
+    """
+
+    def __init__(self, stream: network.Stream, stack: Stack[Connection], now: float) -> None:
+        self.stream = stream
+        self.stack = stack
+        self.opened_at = self.idle_since = now
+        self.is_reused = False
+        self._http = httpcore.HTTP11Connection(stack.origin, stream)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether its last response has ended in a way that lets it be used again."""
+        return self._http.is_idle()
+
+    def send(self, exchange: Exchange, attempt: Attempt) -> Answer:
+        """Send the request and wait for the headers."""
+        return Answer(self._http.handle_request(exchange.core_request(attempt, self.stack.origin)))
+
+
+class Uncontended:
+    """The lock of a connection that its stack hands to one attempt at a time.
+
+    httpcore's own lock gives way to the event loop twice per request, which costs a tenth of a call, and it cannot be
+    taken while a coroutine is being closed, so that its clean-up would fail half-way.
+    """
+
+    async def __aenter__(self) -> None:
+        pass
+
+    async def __aexit__(self, *error: object) -> None:
+        pass
+
+
+UNCONTENDED = Uncontended()
+
+
+class AsyncConnection:
+    """One async connection; see `Connection`."""
+
+    def __init__(
+        self,
+        stream: network_asyncio.AsyncioStream | network_anyio.AnyIOStream,
+        stack: Stack[AsyncConnection],
+        now: float,
+    ) -> None:
+        self.stream = stream
+        self.stack = stack
+        self.opened_at = self.idle_since = now
+        self.is_reused = False
+        self._http = httpcore.AsyncHTTP11Connection(stack.origin, stream)
+        self._http._state_lock = UNCONTENDED  # type: ignore[assignment]
+
+    @property
+    def is_idle(self) -> bool:
+        """See `Connection.is_idle`."""
+        return self._http.is_idle()
+
+    async def send(self, exchange: Exchange, attempt: Attempt) -> Answer:
+        """See `Connection.send`."""
+        return Answer(await self._http.handle_async_request(exchange.core_request(attempt, self.stack.origin)))
+
+
+class Turn(Protocol):
+    """What somebody who waits for a connection is given one by."""
+
+    gift: Any
+    """A connection, or None for the room to open one."""
+
+    def set(self) -> None:
+        """It has come."""
+
+
+class SyncTurn(threading.Event):
+    """See `Turn`."""
+
+    gift: Any = None
+
+
+C = TypeVar("C", Connection, AsyncConnection)
+
+
+class Stack(Generic[C]):
+    """The connections to one place, in use and idle. Not locked: its owner sees to that.
+
+    Args:
+        service: whose endpoint it is.
+        endpoint: the place.
+
+    Attributes:
+        dial: how a new connection is opened.
+        origin: what httpcore calls the place.
+        size: connections open or being opened.
+        waiting: those who wait for one, first come first. What becomes free is handed to them, so nobody who comes
+            later can take it.
+    """
+
+    def __init__(self, service: Service, endpoint: Endpoint) -> None:
+        context = None if service.tls is None else context_for(service.tls)
+        name = None if service.tls is None else service.tls.server_name or service.name
+        scheme = b"http" if service.tls is None else b"https"
+        self.dial = Dial(endpoint.host, endpoint.port, context, name)
+        self.origin = httpcore.Origin(scheme, endpoint.host.encode("ascii"), endpoint.port)
+        self.settings = service.connections
+        self.size = 0
+        self.waiting: deque[Turn] = deque()
+        self._idle: deque[C] = deque()
+
+    def pop(self, now: float) -> C | None:
+        """The idle connection that was used last, if it is not too old."""
+        while self._idle:
+            connection = self._idle.pop()
+            if not self._is_too_old(connection, now) and not connection.stream.is_readable:
+                return connection
+            self.drop(connection)
+        return None
+
+    def reserve(self) -> bool:
+        """Claim room for one more connection, which is then to be opened."""
+        if self.size >= self.settings.max_per_endpoint:
+            return False
+        self.size += 1
+        return True
+
+    def put(self, connection: C, now: float) -> None:
+        """Take a connection back after its response has ended."""
+        while self._idle and self._is_too_old(self._idle[0], now):
+            self.drop(self._idle.popleft())
+        connection.idle_since = now
+        connection.is_reused = True
+        if self._hand_over(connection):
+            return
+        if len(self._idle) >= self.settings.max_idle:
+            self.drop(connection)
+        else:
+            self._idle.append(connection)
+
+    def drop(self, connection: C) -> None:
+        """Close a connection and give its room away."""
+        connection.stream.abort()
+        self.vacate()
+
+    def vacate(self) -> None:
+        """Give up room that was claimed."""
+        if not self._hand_over(None):
+            self.size -= 1
+
+    def leave(self, turn: Turn, now: float) -> None:
+        """Stop waiting; what was given meanwhile goes on to the next."""
+        if turn in self.waiting:
+            self.waiting.remove(turn)
+        elif turn.gift is None:
+            self.vacate()
+        else:
+            self.put(turn.gift, now)
+
+    def clear(self) -> None:
+        """Close every idle connection."""
+        while self._idle:
+            self.drop(self._idle.pop())
+
+    def streams(self) -> Iterator[Bounded]:
+        """The streams of the idle connections."""
+        return (connection.stream for connection in self._idle)
+
+    def _hand_over(self, gift: C | None) -> bool:
+        """Give what has become free to the first of those who wait; False if nobody does."""
+        if not self.waiting:
+            return False
+        turn = self.waiting.popleft()
+        turn.gift = gift
+        turn.set()
+        return True
+
+    def _is_too_old(self, connection: C, now: float) -> bool:
+        return (
+            now - connection.idle_since > self.settings.keepalive or now - connection.opened_at > self.settings.max_age
+        )
+
+
+def alive(given: C | None) -> C | None:
+    """A connection that was handed over, unless its peer has closed it meanwhile: then its room is left."""
+    if given is not None and given.stream.is_readable:
+        given.stream.abort()
+        return None
+    return given
+
+
+def patience(timeout: float | None, left: float) -> float:
+    """Seconds to wait for a connection: the client's own bound on that, if it has one, within the attempt's."""
+    return max(0.0, left if timeout is None else min(timeout, left))
+
+
+def no_slot(stack: Stack[Any]) -> httpcore.PoolTimeout:
+    return httpcore.PoolTimeout(f"all {stack.settings.max_per_endpoint} connections to {stack.dial} stayed in use")
+
+
+def warn_unclosed(stacks: Iterator[Stack[Any]]) -> None:
+    """A client is garbage-collected: free its sockets, and say so if that was left to us."""
+    idle = [stream for stack in stacks for stream in stack.streams()]
+    for stream in idle:
+        stream.abandon()
+    if idle:
+        warnings.warn(
+            f"unclosed client of a mesh, {len(idle)} connections are closed now", ResourceWarning, stacklevel=3
+        )
