@@ -469,7 +469,7 @@ def test_C6_an_inherited_answer_counts_for_nothing_when_it_ends(no_leaks: None, 
             client.get("/child")
             client.get("/child")
             node = mesh.snapshot()["orders"].nodes[0]
-            tell(in_flight=node.in_flight, state=node.state, failures=node.failures)
+            tell(in_flight=node.in_flight, state=node.state)
 
 
         join(fork(child))
@@ -477,7 +477,7 @@ def test_C6_an_inherited_answer_counts_for_nothing_when_it_ends(no_leaks: None, 
         tell(parent=mesh.snapshot()["orders"].in_flight)
         client.close()
     """
-    assert run(program, upstream) == [{"in_flight": 0, "state": "closed", "failures": 0}, {"parent": 0}]
+    assert run(program, upstream) == [{"in_flight": 0, "state": "closed"}, {"parent": 0}]
     assert len({request.connection for request in upstream.log() if request.target == "/child"}) == 1
 
 

@@ -380,7 +380,8 @@ def test_S3_uvloop_fails_over_and_keeps_the_time(
         async def main() -> list[httpx.Response]:
             async with calling(mesh) as client:
                 responses = [await client.get("/") for _ in range(20)]
-                fleet[2].script(then={"fault": "hang"})
+                for upstream in fleet[1:]:
+                    upstream.script(then={"fault": "hang"})
                 with options(timeout=0.2), pytest.raises(DeadlineExceeded):
                     await client.post("/", content=b"x", extensions={"meshlib": {"retry": False}})
                 task = asyncio.create_task(client.get("/"))

@@ -348,7 +348,7 @@ def test_C4_connecting_ends_at_the_deadline(colour: Colour, upstream: Upstream, 
         assert "connecting to 127.0.0.1" in str(report(error))
 
     with silent("127.0.0.1") as port:
-        mesh = mesh_of(f"127.0.0.1:{port}", timeout=Timeout(total=TOTAL))
+        mesh = mesh_of(f"127.0.0.1:{port}", timeout=Timeout(total=TOTAL, connect=20))
         colour.run(mesh, script)
 
 
@@ -410,7 +410,7 @@ def test_C4_a_tls_handshake_is_bounded(colour: Colour, expired: Expired, bound: 
         mesh = mesh_of(
             f"127.0.0.1:{listening.getsockname()[1]}",
             tls=TLS(),
-            timeout=Timeout(total=TOTAL) if bound == "total" else Timeout(total=20, connect=0.3),
+            timeout=Timeout(total=TOTAL, connect=20) if bound == "total" else Timeout(total=20, connect=0.3),
             retry=Retry(max_attempts=1),
         )
         colour.run(mesh, script)
