@@ -28,7 +28,7 @@ import pytest
 
 from conftest import Colour
 from meshes import mesh_of, outcomes, refusing
-from meshlib import Breaker, Endpoint, Mesh, Retry, RoundRobin, Service, Timeout, report
+from meshlib import Breaker, Connections, Endpoint, Mesh, Retry, RoundRobin, Service, Timeout, report
 from meshlib.testing import Upstream, upstreams
 from meshlib.testing.upstream import Request
 from meshlib.testing.upstream_server import FAULTS
@@ -448,6 +448,7 @@ def leaving_after_the_head(*, hangs: bool = False, answer: bytes = b"") -> Itera
             if answer:
                 connection.sendall(answer)
                 connection.shutdown(socket.SHUT_WR)
+                time.sleep(0.1)  # the goodbye arrives while the body is on its way
                 connection.settimeout(5.0)
                 with contextlib.suppress(OSError):
                     while connection.recv(65536):
@@ -502,7 +503,7 @@ def test_C6_an_early_answer_ends_well_when_the_rest_has_gone_after_it(colour: Co
             request = client.build_request("POST", "/", content=pattern(5_000_000))
             response: Any = await client.send(await request if colour.is_sync else request, stream=True)
             assert response.status_code == 200
-            await anyio.sleep(0.3)
+            await anyio.sleep(0.5)
             if how == "read":
                 assert (response.read() if colour.is_sync else await response.aread()) == b"busy"
             else:
@@ -745,7 +746,7 @@ def test_C3_a_body_that_raises_is_the_callers_and_goes_no_further(
     colour: Colour, fleet: list[Upstream], what: str, after: int
 ) -> None:
     error = BROKEN[what]()
-    mesh = mesh_of(*fleet)
+    mesh = mesh_of(*fleet, timeout=Timeout(total=3))
 
     def sync() -> Iterator[bytes]:
         for _ in range(after):
@@ -923,7 +924,7 @@ def test_C5_a_long_rejection_neither_delays_the_retry_nor_stays(
     colour: Colour, fleet: list[Upstream], fault: str, request: pytest.FixtureRequest
 ) -> None:
     fleet[0].script(then=LONG_REJECTIONS[fault])
-    mesh = mesh_of(*fleet[:2], balancer=RoundRobin(), breaker=NEVER_OPENS)
+    mesh = mesh_of(*fleet[:2], balancer=RoundRobin(), breaker=NEVER_OPENS, connections=Connections(max_per_endpoint=1))
 
     async def script(client: httpx.AsyncClient) -> list[httpx.Response]:
         responses = [await client.get(f"/{number}") for number in range(4)]
