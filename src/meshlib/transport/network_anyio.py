@@ -34,7 +34,10 @@ class AnyIOStream(Bounded, httpcore.AsyncNetworkStream):
         left = self.left(timeout)
         if left is not None and left <= 0:
             raise httpcore.ReadTimeout("no time left to read")
-        data = await self._stream.read(max_bytes, left)
+        try:
+            data = await self._stream.read(max_bytes, left)
+        except httpcore.ReadError as error:
+            raise httpcore.ReadError(_reason(error)) from error
         self.answered = self.answered or bool(data)
         return data
 
@@ -44,7 +47,10 @@ class AnyIOStream(Bounded, httpcore.AsyncNetworkStream):
         if left is not None and left <= 0:
             raise httpcore.WriteTimeout("no time left to write")
         self.sent = self.sent or bool(buffer)
-        await self._stream.write(buffer, left)
+        try:
+            await self._stream.write(buffer, left)
+        except httpcore.WriteError as error:
+            raise httpcore.WriteError(_reason(error)) from error
 
     async def aclose(self) -> None:
         """Close at once; more than once is fine."""
@@ -88,6 +94,13 @@ async def _dial(dial: Dial, address: str, own: Bounded) -> httpcore.AsyncNetwork
     except BaseException:  # httpcore leaves the socket open when it is cancelled
         stream.get_extra_info("socket").close()
         raise
+
+
+def _reason(error: BaseException) -> str:
+    """What the system said; the layers between it and us keep that to themselves."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return str(error)
 
 
 def _has_said_something(tls: ssl.SSLObject) -> bool:

@@ -93,7 +93,7 @@ class AsyncioStream(Bounded, asyncio.Protocol, httpcore.AsyncNetworkStream):
             raise httpcore.ReadError(str(self._error)) from self._error
         data = bytes(self._received[:max_bytes])
         del self._received[:max_bytes]
-        if self._is_held and self._transport is not None:
+        if self._is_held and len(self._received) < KEPT and self._transport is not None:
             self._is_held = False
             self._transport.resume_reading()
         self.answered = self.answered or bool(data)

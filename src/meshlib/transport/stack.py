@@ -51,7 +51,7 @@ class Connection:
     @property
     def is_idle(self) -> bool:
         """Whether its last response has ended in a way that lets it be used again."""
-        return self._http.is_idle()
+        return self._http.is_idle() and not _has_more(self._http)
 
     def send(self, exchange: Exchange, attempt: Attempt) -> Answer:
         """Send the request and wait for the headers."""
@@ -94,11 +94,16 @@ class AsyncConnection:
     @property
     def is_idle(self) -> bool:
         """See `Connection.is_idle`."""
-        return self._http.is_idle()
+        return self._http.is_idle() and not _has_more(self._http)
 
     async def send(self, exchange: Exchange, attempt: Attempt) -> Answer:
         """See `Connection.send`."""
         return Answer(await self._http.handle_async_request(exchange.core_request(attempt, self.stack.origin)))
+
+
+def _has_more(http: httpcore.HTTP11Connection | httpcore.AsyncHTTP11Connection) -> bool:
+    """Whether more came than the answer. It would be taken for the answer to the next request, somebody else's."""
+    return bool(http._h11_state.trailing_data[0])
 
 
 class Turn(Protocol):

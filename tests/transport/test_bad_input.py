@@ -272,26 +272,6 @@ def test_headers_of_128_KiB_are_refused_or_read(colour: Colour, pair: list[Upstr
     assert mesh.snapshot()["orders"].nodes[0].failures == sum(len(outcomes(response)) - 1 for response in responses)
 
 
-@pytest.mark.parametrize("fault", AFTER_THE_HEADERS)
-def test_a_breaker_opens_where_every_body_dies(colour: Colour, pair: list[Upstream], fault: str) -> None:
-    pair[0].script(then={"fault": fault})
-    mesh = mesh_of(*pair, balancer=RoundRobin(), breaker=Breaker(open_for=60.0))
-
-    async def script(client: httpx.AsyncClient) -> int:
-        died = 0
-        for _ in range(24):
-            try:
-                await client.get("/")
-            except httpx.TransportError:
-                died += 1
-        return died
-
-    assert colour.run(mesh, script) == 5
-    bad, good = mesh.snapshot()["orders"].nodes
-    assert (bad.state, bad.failures) == ("open", 5)
-    assert (good.state, good.failures) == ("closed", 0)
-
-
 @pytest.mark.parametrize("fault", BEFORE_THE_HEADERS)
 def test_C1_a_post_is_not_retried_after_rubbish(colour: Colour, pair: list[Upstream], fault: str) -> None:
     for upstream in pair:
@@ -561,8 +541,8 @@ def test_a_million_chunks_of_a_byte_end_by_the_deadline(colour: Colour, pair: li
     assert mesh.snapshot()["orders"].in_flight == 0
 
 
-@pytest.mark.parametrize("count", [20_000, pytest.param(1_000_000, marks=pytest.mark.slow)])
-def test_chunks_of_a_byte_are_read_through_in_little_memory(colour: Colour, count: int) -> None:
+def test_chunks_of_a_byte_are_read_through_in_little_memory(colour: Colour) -> None:
+    count = 20_000
     answer = CHUNKED % 200 + b"1\r\nx\r\n" * count + b"0\r\n\r\n"
     length = 0
 
