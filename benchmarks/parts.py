@@ -52,7 +52,7 @@ def figures(sizes: Sizes) -> Iterator[Figure]:
         router = Router({cluster.service.name: cluster}, time.monotonic)
         yield _cost("exchange", lambda: router.exchange(request, RecordedBody), sizes)
         exchange = router.exchange(request, RecordedBody)
-        attempt = exchange.begin()
+        attempt = exchange.begin(time.monotonic())
         assert attempt is not None
         origin = httpcore.Origin(b"http", b"127.0.0.1", 80)
         yield _cost("request, for our own connections", lambda: exchange.core_request(attempt, origin), sizes)

@@ -30,7 +30,7 @@ class Alone:
 
     def record(self, permit: int | None, success: bool | None, *, may_open: bool = True) -> bool:
         assert permit is not None
-        return self.breaker.record(permit, success, now=self.now, may_open=may_open, rng=self.rng)
+        return self.breaker.record(permit, success, self.now, lambda: may_open, self.rng)
 
     def hear(self, *verdicts: bool | None, may_open: bool = True) -> bool:
         """Verdicts of calls that were admitted one by one; returns whether the last changed the state."""
@@ -252,7 +252,7 @@ class AnySequence(RuleBasedStateMachine):
     def record(self, permit: int, success: bool | None, may_open: bool) -> None:
         before, was = self.known(), self.breaker.state
         is_late = permit != self.breaker.generation
-        changed = self.breaker.record(permit, success, now=self.now, may_open=may_open, rng=self.rng)
+        changed = self.breaker.record(permit, success, self.now, lambda: may_open, self.rng)
         assert changed == (self.breaker.state != was)
         if is_late:
             assert self.known() == before

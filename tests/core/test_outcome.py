@@ -78,4 +78,4 @@ def test_an_attempt_cut_by_the_deadline_is_failed_after_ten_times_the_usual_or_a
     ],
 )
 def test_what_the_breaker_hears(outcome: Outcome, status: int | None, end: End | None, verdict: bool | None) -> None:
-    assert verdict_of(outcome, status=status, end=end) is verdict
+    assert verdict_of(outcome, status, end) is verdict

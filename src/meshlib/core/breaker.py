@@ -15,6 +15,7 @@ starts a new generation. So a late answer from before an ejection can neither cl
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 from meshlib.core.chance import Rng
@@ -70,14 +71,14 @@ class NodeBreaker:
         self.generation += 1
         return self.generation
 
-    def record(self, permit: int, success: bool | None, *, now: float, may_open: bool, rng: Rng) -> bool:
+    def record(self, permit: int, success: bool | None, now: float, may_open: Callable[[], bool], rng: Rng) -> bool:
         """Hear the verdict of an attempt.
 
         Args:
             permit: what `admit` gave for it.
             success: None if the attempt says nothing about the node.
             now: the time.
-            may_open: whether the view lets one more node be ejected.
+            may_open: whether the view lets one more node be ejected; asked only if it matters.
             rng: for the jitter.
 
         Returns:
@@ -90,10 +91,11 @@ class NodeBreaker:
             return False
         if self.state == "half_open":
             return self._close() if success else self._open(now, rng)
-        self.failures_in_a_row = 0 if success else self.failures_in_a_row + 1
-        if self.failures_in_a_row >= self._settings.consecutive and may_open:
-            return self._open(now, rng)
-        return False
+        if success:
+            self.failures_in_a_row = 0
+            return False
+        self.failures_in_a_row += 1
+        return self.failures_in_a_row >= self._settings.consecutive and may_open() and self._open(now, rng)
 
     def _open(self, now: float, rng: Rng) -> bool:
         length = min(self._settings.open_for * 2**self._opened, self._settings.max_open_for)

@@ -39,23 +39,14 @@ class Call:
         key: what a consistent hash goes by.
     """
 
-    __slots__ = (
-        "_attempt_timeout",
-        "_cluster",
-        "_counted",
-        "_key",
-        "_kind",
-        "_paid",
-        "_retries",
-        "_transparent_used",
-        "_tried",
-        "_waited",
-        "_walk",
-        "_walked",
-        "deadline",
-        "repeatable",
-        "report",
-    )
+    # Where a call stands before its first attempt; most calls stay there.
+    _kind: Kind = "first"
+    _walk: Iterator[Node] = iter(())
+    _walked: View | None = None
+    _counted = 1
+    _paid = 0.0
+    _waited = 0.0
+    _transparent_used = False
 
     def __init__(
         self,
@@ -67,18 +58,11 @@ class Call:
         retries: bool = True,
         key: str | None = None,
     ) -> None:
-        self._cluster = cluster
+        self.cluster = cluster
         self._attempt_timeout = cluster.service.timeout.attempt if attempt_timeout is None else attempt_timeout
         self._retries = retries
         self._key = key
-        self._kind: Kind = "first"
-        self._walk: Iterator[Node] | None = None
-        self._walked: View | None = None
         self._tried: list[Node] = []
-        self._counted = 0
-        self._paid = 0.0
-        self._transparent_used = False
-        self._waited = 0.0
         self.repeatable = repeatable
         self.deadline = deadline
         self.report = Report(cluster.service.name)
@@ -89,26 +73,25 @@ class Call:
         Returns:
             The attempt, with its node and deadline; None if no node may be used or no time is left.
         """
-        if now >= self.deadline:
-            return None
-        deadline = min(now + self._attempt_timeout, self.deadline)
-        with self._cluster.lock:
-            self._cluster.collect_orphans()
+        deadline = now + self._attempt_timeout
+        if deadline > self.deadline:
+            if now >= self.deadline:
+                return None
+            deadline = self.deadline
+        with self.cluster.lock:
+            if self.cluster.orphans:
+                self.cluster.collect_orphans()
             chosen = self._choose(now, deadline + LAPSE)
             if chosen is None:
                 return None
             node, permit, why = chosen
-            attempt = Attempt(
-                node, permit, kind=self._kind, why=why, started=now, deadline=deadline, waited=self._waited
-            )
-        if self._kind in ("first", "retry"):
-            self._counted += 1
+            attempt = Attempt(node, permit, self._kind, why, now, deadline, self._waited)
         self.report.attempts.append(attempt)
         return attempt
 
     def restart(self, attempt: Attempt, now: float) -> None:
         """The attempt's own work begins only now: what kept it was not its endpoint."""
-        with self._cluster.lock:
+        with self.cluster.lock:
             attempt.node.restart(attempt.number, now)
         attempt.started = now
         attempt.deadline = min(now + self._attempt_timeout, self.deadline)
@@ -124,6 +107,7 @@ class Call:
         error: str | None = None,
         sent: bool = True,
         resendable: bool = True,
+        whole: bool = False,
     ) -> float | None:
         """Judge an attempt by its headers, or by its end without any, and decide what follows.
 
@@ -136,23 +120,27 @@ class Call:
             error: the exception in words, for the report.
             sent: whether any request byte was written.
             resendable: whether the body can be sent whole again (rule C3).
+            whole: whether the answer's body is here as well, so that the attempt is over and nobody will `release` it.
 
         Returns:
             None if this was the last attempt; else the seconds to wait before the next `begin`.
         """
         attempt.seconds = now - attempt.started
-        attempt.status, attempt.retry_after, attempt.error = status, retry_after, error
+        attempt.status = status
+        if retry_after is not None:
+            attempt.retry_after = retry_after
+        if error is not None:
+            attempt.error = error
         if end is End.timeout and now >= self.deadline - TIMER_SLACK:
             end = End.deadline
-        with self._cluster.lock:
-            attempt.outcome = self._judge(attempt, now, end, sent)
-            if end is not None:
+        with self.cluster.lock:
+            attempt.outcome = outcome = self._judge(attempt, now, end, sent)
+            if whole or end is not None:
                 attempt.finish()
-            is_fine = attempt.outcome is Outcome.ok and status not in self._cluster.service.retry.on_status
-            if not is_fine:
-                return self._follow(attempt, now, end, sent, resendable)
-            self._cluster.bucket.succeeded(self._paid)
-            return None
+            if outcome is Outcome.ok and status not in self.cluster.service.retry.on_status:
+                self.cluster.bucket.succeeded(self._paid)
+                return None
+            return self._follow(attempt, now, end, sent, resendable)
 
     def release(self, attempt: Attempt, now: float, *, died: str | None = None) -> None:
         """An attempt's response has ended; counts once, however often it is said.
@@ -162,11 +150,11 @@ class Call:
             now: the time.
             died: what killed the body, in words, if it did not end well: one more failure of the node.
         """
-        with self._cluster.lock:
+        with self.cluster.lock:
             if attempt.finish() and died is not None and attempt.outcome is Outcome.ok:
                 attempt.outcome, attempt.error = Outcome.failed, died
                 attempt.node.failures += 1
-                self._cluster.record(attempt.node, attempt.permit, False, now)
+                self.cluster.record(attempt.node, attempt.permit, False, now)
 
     def is_expired(self, now: float) -> bool:
         """Whether the total time has run out."""
@@ -178,8 +166,8 @@ class Call:
             node = self.report.attempts[-1].node
             if (permit := node.breaker.admit(now, lapses_at)) is not None:
                 return node, permit, "again"
-        view = self._cluster.view
-        if self._walk is None or self._walked is not view:  # what was removed meanwhile gets no attempt
+        view = self.cluster.view
+        if self._walked is not view:  # what was removed meanwhile gets no attempt
             self._walk, self._walked = view.candidates(now, self._key), view
         for node in self._walk:
             if node not in self._tried and (permit := node.breaker.admit(now, lapses_at)) is not None:
@@ -204,13 +192,12 @@ class Call:
             assert attempt.status is not None
             outcome = outcome_of_status(attempt.status)
         else:
-            usual = node.ewma or None
-            outcome = outcome_of_end(end, sent=sent, lasted=attempt.seconds, usual=usual)
-        verdict = verdict_of(outcome, status=attempt.status, end=end)
-        node.settle(attempt.number, now, success=verdict)
+            outcome = outcome_of_end(end, sent=sent, lasted=attempt.seconds, usual=node.ewma or None)
+        verdict = verdict_of(outcome, attempt.status, end)
+        node.settle(attempt.number, now, verdict)
         if verdict is None and end is End.deadline:
             node.observe_at_least(attempt.seconds, now)
-        self._cluster.record(node, attempt.permit, verdict, now)
+        self.cluster.record(node, attempt.permit, verdict, now)
         return outcome
 
     def _follow(self, attempt: Attempt, now: float, end: End | None, sent: bool, resendable: bool) -> float | None:
@@ -227,15 +214,16 @@ class Call:
         wait = self._wait_before(kind, attempt, now)
         if self.is_expired(now + wait):
             return None
-        paid = self._cluster.bucket.pay(throttled=attempt.retry_after is not None)
+        paid = self.cluster.bucket.pay(throttled=attempt.retry_after is not None)
         if not paid:
             return None
         self._kind, self._waited, self._paid = kind, wait, paid
+        self._counted += kind == "retry"
         return wait
 
     def _next_kind(self, attempt: Attempt, now: float) -> Kind | None:
         """What another attempt would be, by the rules alone; None if they forbid it."""
-        retry = self._cluster.service.retry
+        retry = self.cluster.service.retry
         if attempt.outcome is Outcome.not_sent:
             if self._untried(now):
                 return "failover"
@@ -255,8 +243,8 @@ class Call:
             return attempt.retry_after
         if kind == "failover" or (self._counted == 1 and self._untried(now)):
             return 0.0
-        return delay_before(self._counted, self._cluster.rng)
+        return delay_before(self._counted, self.cluster.rng)
 
     def _untried(self, now: float) -> bool:
         """Whether there is a usable node this call has not been to."""
-        return any(node.breaker.is_eligible(now) and node not in self._tried for node in self._cluster.view.nodes)
+        return any(node.breaker.is_eligible(now) and node not in self._tried for node in self.cluster.view.nodes)

@@ -69,8 +69,7 @@ class Cluster:
 
     def record(self, node: Node, permit: int, success: bool | None, now: float) -> None:
         """Tell a node's breaker a verdict. Under the lock."""
-        may_open = success is False and self.view.may_eject()
-        node.breaker.record(permit, success, now=now, may_open=may_open, rng=self.rng)
+        node.breaker.record(permit, success, now, self.view.may_eject, self.rng)
 
     def collect_orphans(self) -> None:
         """Count the ends of responses that were garbage-collected. Under the lock."""

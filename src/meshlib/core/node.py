@@ -7,8 +7,8 @@ only under the cluster's lock.
 
 from __future__ import annotations
 
-import math
 from collections import deque
+from math import exp, inf
 
 from meshlib.core.breaker import NodeBreaker
 from meshlib.endpoint import Endpoint
@@ -65,7 +65,7 @@ class Node:
         self.ewma = 0.0
         self.latencies: deque[float] = deque(maxlen=REMEMBERED)
         self._open: dict[int, float] = {}
-        self._observed_at = -math.inf
+        self._observed_at = -inf
         self._rate = 0.0
         self._rated_at = 0.0
 
@@ -76,19 +76,20 @@ class Node:
 
     def start(self, now: float) -> int:
         """An attempt begins; returns the number it is closed by."""
-        self.attempts += 1
+        self.attempts = number = self.attempts + 1
         self.in_flight += 1
-        self._rate = self.rate(now) + 1 / MEMORY
+        self._rate = self._rate * exp((self._rated_at - now) / MEMORY) + 1 / MEMORY
         self._rated_at = now
-        self._open[self.attempts] = now
-        return self.attempts
+        self._open[number] = now
+        return number
 
-    def settle(self, number: int, now: float, *, success: bool | None) -> None:
+    def settle(self, number: int, now: float, success: bool | None) -> None:
         """The attempt's answer, or its end without one, is known."""
         started = self._open.pop(number, now)
-        if success is not None:
-            self._observe(now - started, now)
-        if success is False:
+        if success is None:
+            return
+        self._observe(now - started, now)
+        if not success:
             self.failures += 1
 
     def observe_at_least(self, seconds: float, now: float) -> None:
@@ -112,10 +113,10 @@ class Node:
 
     def rate(self, now: float) -> float:
         """Attempts per second of late."""
-        return self._rate * math.exp((self._rated_at - now) / MEMORY)
+        return self._rate * exp((self._rated_at - now) / MEMORY)
 
     def _observe(self, seconds: float, now: float) -> None:
-        keep = math.exp((self._observed_at - now) / MEMORY)
+        keep = exp((self._observed_at - now) / MEMORY)
         self.ewma = keep * self.ewma + (1 - keep) * seconds
         self._observed_at = now
         self.latencies.append(seconds)

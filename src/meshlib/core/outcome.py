@@ -46,11 +46,12 @@ class End(Enum):
     caller = "the caller: cancelled, or its request could not be sent"
 
 
+_REJECTING = frozenset({429, *range(500, 600)} - {501, 505})
+
+
 def outcome_of_status(status: int) -> Outcome:
     """Judge an answer by its status."""
-    if 500 <= status < 600:
-        return Outcome.ok if status in (501, 505) else Outcome.rejected
-    return Outcome.rejected if status == 429 else Outcome.ok
+    return Outcome.rejected if status in _REJECTING else Outcome.ok
 
 
 def outcome_of_end(end: End, *, sent: bool, lasted: float, usual: float | None) -> Outcome:
@@ -70,7 +71,7 @@ def outcome_of_end(end: End, *, sent: bool, lasted: float, usual: float | None) 
     return Outcome.failed if sent else Outcome.not_sent
 
 
-def verdict_of(outcome: Outcome, *, status: int | None, end: End | None) -> bool | None:
+def verdict_of(outcome: Outcome, status: int | None, end: End | None) -> bool | None:
     """What a breaker hears of an attempt: True for a success, False for a failure, None for nothing."""
     if outcome is Outcome.ok:
         return True

@@ -34,44 +34,27 @@ class Attempt:
     `node`, `number`, `permit` and `is_over` belong to the call.
     """
 
-    __slots__ = (
-        "_epoch",
-        "deadline",
-        "endpoint",
-        "error",
-        "is_over",
-        "kind",
-        "node",
-        "number",
-        "outcome",
-        "permit",
-        "retry_after",
-        "seconds",
-        "started",
-        "status",
-        "waited",
-        "why",
-    )
+    # What most attempts never get to know costs nothing until it is set.
+    outcome: Outcome | None = None
+    status: int | None = None
+    error: str | None = None
+    seconds = 0.0
+    retry_after: float | None = None
+    is_over = False
 
     def __init__(
-        self, node: Node, permit: int, *, kind: Kind, why: str, started: float, deadline: float, waited: float
+        self, node: Node, permit: int, kind: Kind, why: str, started: float, deadline: float, waited: float
     ) -> None:
         self.node = node
         self.permit = permit
         self.number = node.start(started)
         self._epoch = node.epoch
-        self.is_over = False
         self.endpoint = node.endpoint
         self.kind = kind
         self.why = why
         self.started = started
         self.deadline = deadline
         self.waited = waited
-        self.outcome: Outcome | None = None
-        self.status: int | None = None
-        self.error: str | None = None
-        self.seconds = 0.0
-        self.retry_after: float | None = None
 
     def finish(self) -> bool:
         """Its response has ended; counts once. Returns whether this was the first time. Under the cluster's lock."""

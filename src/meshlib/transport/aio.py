@@ -44,7 +44,7 @@ class AsyncMeshTransport(httpx.AsyncBaseTransport):
         exchange = self._router.exchange(request, AsyncRecordedBody)
         reply: AsyncReply | None = None
         try:
-            while (attempt := exchange.begin()) is not None:
+            while (attempt := exchange.begin(exchange.clock())) is not None:
                 reply, again = await self._attempt(exchange, attempt, reply)
                 if again is None:
                     break
@@ -79,7 +79,7 @@ class AsyncMeshTransport(httpx.AsyncBaseTransport):
         try:
             if last is not None:
                 await last.drain()
-                exchange.restart(attempt)
+                exchange.restart(attempt, exchange.clock())
             connection = await self._stacks.take(exchange, attempt)
             answer = await connection.send(exchange, attempt)
         except BaseException as error:

@@ -7,6 +7,7 @@ which exception is which. It never decides what an exception means for a node: t
 from __future__ import annotations
 
 import time
+from operator import itemgetter
 from typing import Any
 
 import httpcore
@@ -32,11 +33,7 @@ DEADLINE_HEADER = b"x-meshlib-deadline-ms"
 """Tells the next hop how many milliseconds are left of the call."""
 
 RETRY_AFTER_STATUS = frozenset({429, 503})
-
-
-def service_name(url: httpx.URL) -> str:
-    """The service a URL is for: its host, lower-cased by httpx, without the root's dot."""
-    return url.host.removesuffix(".")
+"""The statuses whose `Retry-After` is about being called again, and not about a move."""
 
 
 def core_request(
@@ -63,11 +60,12 @@ def inner_request(
     endpoint: Endpoint,
     *,
     scheme: str,
-    headers: list[tuple[bytes, bytes]],
+    host: str | None,
+    left: float | None,
     stream: Any,
     timeout: dict[str, float],
 ) -> httpx.Request:
-    """The request as an inner transport gets it: the caller's, at another place.
+    """The request as an inner transport gets it: the caller's, at another place; see `core_request`.
 
     It is put together by its public attributes; httpx's constructor would take the URL and the headers apart again,
     which costs more than all of our own work on a call.
@@ -75,10 +73,23 @@ def inner_request(
     moved = httpx.Request.__new__(httpx.Request)
     moved.method = request.method
     moved.url = _moved(request.url, scheme, endpoint)
-    moved.headers = httpx.Headers(headers)
-    moved.stream = stream
+    moved.headers = headers = httpx.Headers(request.headers)
     moved.extensions = {**request.extensions, "timeout": timeout}
+    moved.stream = stream
+    if host is not None:
+        headers["Host"] = host
+    if left is not None:
+        _set(headers, DEADLINE_HEADER, _milliseconds(left))
     return moved
+
+
+def _set(headers: httpx.Headers, name: bytes, value: bytes) -> None:
+    """What `headers[name] = value` does, for a name in lower case that is hardly ever there already."""
+    pairs: list[tuple[bytes, bytes, bytes]] | None = getattr(headers, "_list", None)
+    if pairs is None or name in map(_LOWERED, pairs):
+        headers[name.decode("ascii")] = value.decode("ascii")
+    else:
+        pairs.append((name, name, value))
 
 
 def _moved(url: httpx.URL, scheme: str, endpoint: Endpoint) -> httpx.URL:
@@ -98,8 +109,16 @@ def outgoing_headers(request: httpx.Request, host: str | None, left: float | Non
         headers = [(b"Host", host.encode("ascii")), *_without(headers, b"host")]
     if left is not None:
         # What an application passes on from its own caller is older than what we know.
-        headers = [*_without(headers, DEADLINE_HEADER), (DEADLINE_HEADER, b"%d" % max(1, int(left * 1000)))]
+        headers = [*_without(headers, DEADLINE_HEADER), (DEADLINE_HEADER, _milliseconds(left))]
     return headers
+
+
+_LOWERED = itemgetter(1)
+"""The part of an entry of `httpx.Headers` that is the name in lower case."""
+
+
+def _milliseconds(left: float) -> bytes:
+    return b"%d" % max(1, int(left * 1000))
 
 
 def _without(headers: list[tuple[bytes, bytes]], name: bytes) -> list[tuple[bytes, bytes]]:
@@ -197,9 +216,7 @@ def in_words(error: BaseException) -> str:
 
 
 def retry_after(answer: Answer) -> float | None:
-    """The `Retry-After` of a 429 or 503 in seconds, from either of its forms; None if none can be read."""
-    if answer.status not in RETRY_AFTER_STATUS:
-        return None
+    """The `Retry-After` in seconds, from either of its forms; None if none can be read."""
     text = answer.header(b"retry-after").decode("latin-1").strip()
     if text.isascii() and text.isdigit():
         return float(text[:12])

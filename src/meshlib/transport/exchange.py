@@ -21,7 +21,7 @@ from meshlib.core.outcome import End
 from meshlib.core.report import Attempt
 from meshlib.errors import DeadlineExceeded, NoEndpoints
 from meshlib.policy import Timeout
-from meshlib.scope import checked, current_scope
+from meshlib.scope import NOTHING, checked, current_scope
 from meshlib.transport import binding
 from meshlib.transport.body import Bytes
 from meshlib.transport.network import Clock
@@ -44,7 +44,7 @@ NETWORK_ERRORS = (
 """What may happen to a body that is read."""
 
 
-class Exchange:
+class Exchange(Call):
     """A call with its request.
 
     Args:
@@ -57,7 +57,7 @@ class Exchange:
     Attributes:
         body: what is sent.
         body_deadline: when reading the response's body is given up.
-        connect_timeout, slot_timeout: seconds for opening a connection, and for waiting for one.
+        host: the service's setting for the `Host` header.
 
     Raises:
         TypeError, ConfigError: for options in `extensions["meshlib"]` that cannot be.
@@ -67,32 +67,42 @@ class Exchange:
         self, cluster: Cluster, request: httpx.Request, clock: Clock, *, recorder: Recorder, send_deadline: bool
     ) -> None:
         service = cluster.service
-        options, timeout, deadline = _in_force(request, service.timeout)
-        self.cluster = cluster
+        options, timeout, left = _in_force(request, service.timeout)
         self.service = service
         self.request = request
         self.clock = clock
         self._started = now = clock()
-        self.call = Call(
+        super().__init__(
             cluster,
             repeatable=_is_repeatable(request, service.retry.methods, options),
-            deadline=now + min(timeout.total, deadline),
+            deadline=now + min(timeout.total, left),
             attempt_timeout=timeout.attempt,
             retries=options.get("retry", True),
             key=options.get("hash_key"),
         )
-        given = request.extensions.get("timeout") or {}
-        self.connect_timeout = _shorter(timeout.connect, given.get("connect"))
-        self.slot_timeout: float | None = given.get("pool")
-        self.body_deadline = self.call.deadline if options.get("body_deadline", True) else math.inf
+        self._connect = timeout.connect
+        self.host = service.host
+        self.body_deadline = self.deadline if options.get("body_deadline", True) else math.inf
         self._send_deadline = send_deadline
         content = binding.content_of(request)
         self.body: Any = recorder(request.stream, service.retry.buffer_body) if content is None else Bytes(content)
         self._error: Exception | None = None
 
-    def begin(self) -> Attempt | None:
-        """Start the next attempt; None if there can be none."""
-        return self.call.begin(self.clock())
+    @property
+    def given_timeouts(self) -> Mapping[str, float | None]:
+        """The client's own bounds for single operations."""
+        given: Mapping[str, float | None] = self.request.extensions.get("timeout") or {}
+        return given
+
+    @property
+    def connect_timeout(self) -> float:
+        """Seconds for opening a connection."""
+        return _shorter(self._connect, self.given_timeouts.get("connect"))
+
+    @property
+    def slot_timeout(self) -> float | None:
+        """Seconds for waiting for a connection, if the client has a bound of its own."""
+        return self.given_timeouts.get("pool")
 
     def core_request(self, attempt: Attempt, origin: httpcore.Origin) -> httpcore.Request:
         """The request as the attempt's endpoint gets it."""
@@ -104,19 +114,21 @@ class Exchange:
             self.request,
             attempt.endpoint,
             scheme="http" if self.service.tls is None else "https",
-            headers=binding.outgoing_headers(self.request, self._host(attempt), self._left()),
+            host=self._host(attempt),
+            left=self._left(),
             stream=self.body,
             timeout=timeout,
         )
 
     def answered(self, attempt: Attempt, answer: binding.Answer) -> float | None:
         """The headers are there. Returns None if this answer is the call's, else the seconds to wait."""
-        return self.call.settle(
+        return self.settle(
             attempt,
             self.clock(),
             status=answer.status,
-            retry_after=binding.retry_after(answer),
-            resendable=bool(self.body.is_resendable),
+            retry_after=binding.retry_after(answer) if answer.status in binding.RETRY_AFTER_STATUS else None,
+            resendable=self.body.is_resendable,
+            whole=answer.is_closed,
         )
 
     def broke(self, attempt: Attempt, error: BaseException, connection: Any) -> float | None:
@@ -130,13 +142,13 @@ class Exchange:
         end = binding.end_of(error, reused=reused, answered=stream is not None and stream.answered)
         if error is self.body.error:
             end = End.caller
-        again = self.call.settle(
+        again = self.settle(
             attempt,
             self.clock(),
             end=end,
             error=binding.in_words(error),
             sent=stream is not None and stream.sent,
-            resendable=bool(self.body.is_resendable),
+            resendable=self.body.is_resendable,
         )
         if isinstance(error, Exception):
             if end is End.caller:
@@ -155,10 +167,10 @@ class Exchange:
         Args:
             deadline: what may have run out; default the call's.
         """
-        report = self.call.report
+        report = self.report
         last, self._error = self._error, None  # its traceback leads back to this object
-        if self.clock() >= (self.call.deadline if deadline is None else deadline) - TIMER_SLACK:
-            given = max(0.0, self.call.deadline - self._started)
+        if self.clock() >= (self.deadline if deadline is None else deadline) - TIMER_SLACK:
+            given = max(0.0, self.deadline - self._started)
             said = f"{report.service}: no answer within {given:.3g} s"
             error: Exception = DeadlineExceeded(said, request=self.request)
             error.__cause__ = last
@@ -168,22 +180,16 @@ class Exchange:
             error = binding.httpx_error(last, self.request)
         return self._with_report(error)
 
-    def restart(self, attempt: Attempt) -> None:
-        """What came before the attempt's own work took time that is not its endpoint's."""
-        self.call.restart(attempt, self.clock())
-
     def _with_report(self, error: Exception) -> Exception:
-        error.meshlib_report = self.call.report  # type: ignore[attr-defined]
-        error.add_note(f"meshlib: {self.call.report}")
+        error.meshlib_report = self.report  # type: ignore[attr-defined]
+        error.add_note(f"meshlib: {self.report}")
         return error
 
     def _host(self, attempt: Attempt) -> str | None:
-        if self.service.host is None and self.request.url.host.endswith("."):
-            return self.service.name
-        return str(attempt.endpoint) if self.service.host == "endpoint" else self.service.host
+        return str(attempt.endpoint) if self.host == "endpoint" else self.host
 
     def _left(self) -> float | None:
-        return self.call.deadline - self.clock() if self._send_deadline else None
+        return self.deadline - self.clock() if self._send_deadline else None
 
 
 class Reply:
@@ -200,7 +206,7 @@ class Reply:
 
     Attributes:
         kept: the body, if it was read to make room for another attempt.
-        is_over: whether it has ended.
+        is_over: whether it has ended. An answer whose body came along with the headers has.
     """
 
     def __init__(
@@ -213,18 +219,16 @@ class Reply:
         self._attempt = attempt
         self._connection = connection
         self._stacks = stacks
-        self.is_over = False
+        self.is_over: bool = answer.is_closed
 
     def response(self) -> httpx.Response:
         """The answer as the caller gets it."""
-        if self.answer.is_closed:
-            self.end()
-        return self.answer.response(self, self.exchange.call.report)
+        return self.answer.response(self, self.exchange.report)
 
     @property
     def is_whole(self) -> bool:
         """Whether the body can still be had: unread, or kept when it was drained."""
-        return not self.is_over or self.kept is not None
+        return not self.is_over or self.kept is not None or self.answer.is_closed
 
     def hurry(self) -> None:
         """Bound what reading the rest may take: it is only to save the connection."""
@@ -241,10 +245,9 @@ class Reply:
         else:
             self._stacks.drop(self._connection)
         now = self.exchange.clock()
-        call = self.exchange.call
         # A long body that outlasts the caller's own deadline is not the endpoint's fault.
-        blamed = isinstance(died, NETWORK_ERRORS) and not call.is_expired(now)
-        call.release(self._attempt, now, died=binding.in_words(died) if died is not None and blamed else None)
+        blamed = isinstance(died, NETWORK_ERRORS) and not self.exchange.is_expired(now)
+        self.exchange.release(self._attempt, now, died=binding.in_words(died) if died is not None and blamed else None)
 
     def __del__(self) -> None:
         if not getattr(self, "is_over", True):
@@ -261,8 +264,11 @@ def _in_force(request: httpx.Request, timeout: Timeout) -> tuple[Mapping[str, An
     Precedence: the request's extension, the nearest block, the service.
     """
     scope = current_scope()
+    own = request.extensions.get("meshlib")
+    if scope is NOTHING and not own:
+        return NOTHING.options, timeout, math.inf
     options = scope.options
-    if own := request.extensions.get("meshlib"):
+    if own:
         options = {**options, **checked(own, "extensions['meshlib']")}
     if (given := options.get("timeout")) is not None:
         timeout = given if isinstance(given, Timeout) else replace(timeout, total=given)

@@ -15,7 +15,6 @@ from meshlib.core.cluster import Cluster
 from meshlib.core.report import Report
 from meshlib.errors import UnknownService
 from meshlib.service import Service
-from meshlib.transport import binding
 from meshlib.transport.exchange import Exchange, Recorder
 from meshlib.transport.network import Clock
 
@@ -45,13 +44,17 @@ class Router:
             UnknownService: if the URL does not name a declared service, or names it in a way that cannot work.
             TypeError: if the request's options hold an unknown key.
         """
-        name = binding.service_name(request.url)
+        host = request.url.host
+        name = host.removesuffix(".")  # the root's dot
         cluster = self._clusters.get(name)
         if cluster is None:
             raise self._unknown(name, "" if name else _NO_HOST)
         if hint := _obstacle(request.url, name, cluster.service):
             raise self._unknown(_origin(request.url), hint)
-        return Exchange(cluster, request, self.clock, recorder=recorder, send_deadline=self._send_deadline)
+        exchange = Exchange(cluster, request, self.clock, recorder=recorder, send_deadline=self._send_deadline)
+        if name is not host and exchange.host is None:
+            exchange.host = name
+        return exchange
 
     def _unknown(self, name: str, hint: str) -> UnknownService:
         error = UnknownService(name, self._clusters, hint)
@@ -64,11 +67,12 @@ _NO_HOST = "the URL has no host; call http://<service>/, or take a client for a 
 
 def _obstacle(url: httpx.URL, name: str, service: Service) -> str:
     """Why a URL that names the service does not reach it, and what would; empty if it does."""
-    if url.scheme not in ("http", "https"):
+    scheme = url.scheme
+    if scheme not in ("http", "https"):
         return f"only http and https go through a mesh; call http://{name}/"
     if url.port is not None:
         return f"endpoints bring their own ports; call http://{name}/ without ':{url.port}'"
-    if url.scheme == "https" and service.tls is None:
+    if scheme == "https" and service.tls is None:
         return f"it has no TLS; call http://{name}/, or give the service tls=TLS()"
     return ""
 

@@ -44,7 +44,7 @@ class MeshTransport(httpx.BaseTransport):
         exchange = self._router.exchange(request, RecordedBody)
         reply: SyncReply | None = None
         try:
-            while (attempt := exchange.begin()) is not None:
+            while (attempt := exchange.begin(exchange.clock())) is not None:
                 reply, again = self._attempt(exchange, attempt, reply)
                 if again is None:
                     break
@@ -79,7 +79,7 @@ class MeshTransport(httpx.BaseTransport):
         try:
             if last is not None:
                 last.drain()
-                exchange.restart(attempt)
+                exchange.restart(attempt, exchange.clock())
             connection = self._stacks.take(exchange, attempt)
             answer = connection.send(exchange, attempt)
         except BaseException as error:
