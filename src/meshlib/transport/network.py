@@ -23,8 +23,20 @@ from meshlib.fork import inherited
 
 Clock = Callable[[], float]
 
+PIECE = 256 * 1024
+"""Bytes handed to an event loop's transport at once. All of a long body would be copied, or encrypted, in one go, and
+nothing else would run meanwhile."""
+
 LOOPBACKS = ("127.0.0.1", "::1")
 """What `localhost` means (RFC 6761, section 6.3), without asking anybody."""
+
+
+def pieces(buffer: bytes) -> Iterator[bytes | memoryview]:
+    """A buffer in pieces that can be handed on at once; most are one."""
+    if len(buffer) <= PIECE:
+        return iter((buffer,))
+    view = memoryview(buffer)
+    return (view[start : start + PIECE] for start in range(0, len(view), PIECE))
 
 
 class Bounded:

@@ -13,7 +13,7 @@ import anyio
 import httpcore
 
 from meshlib.fork import inherited
-from meshlib.transport.network import Bounded, Clock, Dial, connect_error
+from meshlib.transport.network import Bounded, Clock, Dial, connect_error, pieces
 
 
 class AnyIOStream(Bounded, httpcore.AsyncNetworkStream):
@@ -43,14 +43,15 @@ class AnyIOStream(Bounded, httpcore.AsyncNetworkStream):
 
     async def write(self, buffer: bytes, timeout: float | None = None) -> None:
         """Send all of it."""
-        left = self.left(timeout)
-        if left is not None and left <= 0:
-            raise httpcore.WriteTimeout("no time left to write")
-        self.sent = self.sent or bool(buffer)
-        try:
-            await self._stream.write(buffer, left)
-        except httpcore.WriteError as error:
-            raise httpcore.WriteError(_reason(error)) from error
+        for piece in pieces(buffer):
+            left = self.left(timeout)
+            if left is not None and left <= 0:
+                raise httpcore.WriteTimeout("no time left to write")
+            self.sent = self.sent or bool(buffer)
+            try:
+                await self._stream.write(bytes(piece), left)
+            except httpcore.WriteError as error:
+                raise httpcore.WriteError(_reason(error)) from error
 
     async def aclose(self) -> None:
         """Close at once; more than once is fine."""

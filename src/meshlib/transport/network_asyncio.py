@@ -15,7 +15,7 @@ from typing import Any
 import httpcore
 
 from meshlib.fork import inherited, strays
-from meshlib.transport.network import Bounded, Clock, Dial, connect_error, open_socket, socket_info
+from meshlib.transport.network import Bounded, Clock, Dial, connect_error, open_socket, pieces, socket_info
 
 KEPT = 256 * 1024
 """Received bytes held for a slow consumer before the socket is no longer read."""
@@ -101,13 +101,21 @@ class AsyncioStream(Bounded, asyncio.Protocol, httpcore.AsyncNetworkStream):
 
     async def write(self, buffer: bytes, timeout: float | None = None) -> None:
         """Hand over all of it, and wait while the peer does not take it."""
-        if self._transport is None or self._ended or self._transport.is_closing():
-            raise httpcore.WriteError("the connection is closed")
-        left = self.left(timeout)
-        if left is not None and left <= 0:
-            raise httpcore.WriteTimeout("no time left to write")
-        self.sent = self.sent or bool(buffer)
-        self._transport.write(buffer)
+        for piece in pieces(buffer):
+            if self._transport is None or self._ended or self._transport.is_closing():
+                raise httpcore.WriteError("the connection is closed")
+            left = self.left(timeout)
+            if left is not None and left <= 0:
+                raise httpcore.WriteTimeout("no time left to write")
+            self.sent = self.sent or bool(buffer)
+            self._transport.write(piece)
+            if piece is not buffer:
+                await asyncio.sleep(0)  # others may run between two pieces of a long body
+            if self._is_paused or self._error is not None:
+                await self._flush(timeout)
+
+    async def _flush(self, timeout: float | None) -> None:
+        """Wait while the peer does not take what was written."""
         while self._is_paused and not self._ended:
             self._writer = self._loop.create_future()
             try:
