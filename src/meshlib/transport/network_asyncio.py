@@ -65,6 +65,7 @@ class AsyncioStream(Bounded, asyncio.Protocol, httpcore.AsyncNetworkStream):
     def connection_lost(self, exc: Exception | None) -> None:
         self._ended = True
         self._error = exc
+        self._transport = None  # which has let go of its loop, so that aborting it now would raise
         _wake(self._reader)
         _wake(self._writer)
 
