@@ -766,6 +766,7 @@ def test_an_unknown_option_is_a_type_error_that_names_the_known_ones() -> None:
         {"hash_key": 5},
         {"retry": 3},
         {"retry": Retry()},
+        {"replayable": 1},
         {"body_deadline": 0},
     ],
     ids=repr,

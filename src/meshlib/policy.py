@@ -35,7 +35,8 @@ class Timeout(_Checked):
 
     Args:
         total: the whole call: every attempt, wait and the body, in seconds. Default 30.
-        attempt: one attempt, from choosing an endpoint to the response's headers, in seconds. Default 10.
+        attempt: one attempt, from choosing an endpoint to the response's headers, in seconds, without the time that
+            the caller's own body (a generator, a file) takes to come. Default 10.
         connect: establishing one connection, in seconds. Default 1.
 
     Raises:
@@ -82,7 +83,7 @@ class Retry(_Checked):
         methods: methods whose requests may be sent twice. Default GET, HEAD, OPTIONS, PUT, DELETE, TRACE.
         budget: what bounds all extra attempts of the service.
         buffer_body: bytes of a body that is not bytes already (a file, a generator) which are kept in memory so that
-            it can be sent again; a longer one is sent once. Default 65536.
+            it can be sent again; a longer one is sent once, unless the call's options say `replayable`. Default 65536.
 
     Raises:
         ConfigError: if a value is out of bounds; it names each.

@@ -99,6 +99,8 @@ class options(_Block):
         hash_key: what a consistent hash goes by.
         retry: False for a single attempt per call, without retry or failover. (A kept connection that turns out to be
             dead is replaced all the same.)
+        replayable: True keeps all of a request's body that is not bytes already (a file, a generator) in memory while
+            it is sent, so that it can be sent again, however long it is: `Retry.buffer_body` does not count.
         body_deadline: False lets a body be read on after the call's deadline, once its headers are there.
 
     Raises:
@@ -152,6 +154,7 @@ OPTIONS: dict[str, Rule] = {
     "idempotent": _flag,
     "hash_key": _key,
     "retry": _flag,
+    "replayable": _flag,
     "body_deadline": _flag,
 }
 

@@ -10,7 +10,7 @@ exception: the transport reduces those to two facts, whether a request byte was 
 | 429 | `rejected` | nothing |
 | 5xx but 501 and 505 | `rejected` | failure |
 | any other status | `ok` | success |
-| the caller cancelled, its body raised, or its request was malformed | `abandoned` | nothing |
+| the caller cancelled, its body raised or did not come in time, or its request was malformed | `abandoned` | nothing |
 | cut short by the call's own deadline | `failed` if it lasted ten times the node's usual, else `abandoned` | as above |
 """
 
@@ -43,7 +43,7 @@ class End(Enum):
     timeout = "connecting, sending or waiting took too long"
     no_slot = "no connection of ours became free in time"
     deadline = "the call's own deadline"
-    caller = "the caller: cancelled, or its request could not be sent"
+    caller = "the caller: cancelled, or its request did not come or could not be sent"
 
 
 _REJECTING = frozenset({429, *range(500, 600)} - {501, 505})

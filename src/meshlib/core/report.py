@@ -26,7 +26,7 @@ class Attempt:
         outcome: what happened; None while it is under way.
         status: the answer's status, if there was one.
         error: what ended it, if there was no answer; the class of the exception and its text.
-        seconds: from its start to its headers or its end.
+        seconds: from its start to its headers or its end, without what the caller's own body took to come.
         waited: back-off before it, in seconds.
         retry_after: the answer's `Retry-After` in seconds, if it had one.
         started, deadline: on the mesh's clock; the attempt is given up at the latter.

@@ -14,7 +14,7 @@ import httpx
 from meshlib.core.report import Attempt
 from meshlib.transport.body import AsyncRecordedBody
 from meshlib.transport.connections import AsyncStacks
-from meshlib.transport.exchange import DRAINED, NETWORK_ERRORS, Exchange, Reply
+from meshlib.transport.exchange import NETWORK_ERRORS, Exchange, Reply
 from meshlib.transport.inner import AsyncInnerStacks
 from meshlib.transport.router import Router
 
@@ -131,11 +131,12 @@ class AsyncReply(Reply, httpx.AsyncByteStream):
             return
         self.hurry()
         kept: list[bytes] = []
+        size = 0
         try:
             async for chunk in self.answer.body:
                 kept.append(chunk)
-                if sum(map(len, kept)) > DRAINED:
-                    return
+                size += len(chunk)
+                self.check(size)
             self.kept = kept
         except NETWORK_ERRORS:
             pass  # the answer was on its way out; its body is lost with it

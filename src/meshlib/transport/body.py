@@ -4,13 +4,36 @@ Decides, for rule C3, whether the body of a request can be sent whole once more.
 pulled through a recording: as long as what was pulled fits the limit it is kept, and a second sending plays the record
 and then pulls on from where the first one stopped. Beyond the limit the record is thrown away and the body goes once.
 So a retry never carries an empty or cut body. It never reads ahead of the connection.
+
+Also decides whose time it is while the caller's source makes a sending wait: the caller's. The source is bounded by the
+call's deadline and not by the attempt's, and what it takes is not on the endpoint's account. An async source is
+cancelled at the deadline. A sync one cannot be interrupted: it ends the call when it comes back too late.
 """
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
+from typing import Any
 
+import httpcore
 import httpx
+
+from meshlib.transport.network import Bounded, Clock
+from meshlib.transport.waits import bounded
+
+_END: Any = object()
+"""What a source gives that has no more; a caller's might give None by mistake, which is no end."""
+
+
+class Stalled(httpcore.WriteTimeout):
+    """The caller's source did not go on in time."""
+
+    def __init__(self) -> None:
+        super().__init__("the source of the body did not go on")
+
+
+class SourceFailed(Exception):
+    """Stands for an exception of the caller's source that httpcore would take for the connection's."""
 
 
 class Bytes(httpx.SyncByteStream, httpx.AsyncByteStream):
@@ -25,6 +48,8 @@ class Bytes(httpx.SyncByteStream, httpx.AsyncByteStream):
 
     is_resendable = True
     error = None
+    waited = 0.0
+    bounds: Bounded | None = None
 
     def __init__(self, content: bytes) -> None:
         self._content = content
@@ -51,31 +76,53 @@ class Recording:
 
     Args:
         limit: bytes kept.
+        clock: the mesh's.
+        deadline: see below.
 
     Attributes:
-        is_resendable: whether iterating again gives the whole body.
-        error: what the source raised, if it did: the caller's own.
+        deadline: when the source is given up: the call's deadline, over an inner transport the attempt's.
+        error: what the source raised, or that it has not gone on, if so: the caller's own.
+        bounds: what bounds the attempt that is sending; it is put off by the time that the source takes.
+        waited: seconds that the source took, of those nobody has accounted for.
     """
 
-    def __init__(self, limit: int) -> None:
-        self.is_resendable = True
-        self.error: BaseException | None = None
+    def __init__(self, limit: float, clock: Clock, deadline: float) -> None:
+        self.error: Exception | None = None
+        self.bounds: Bounded | None = None
+        self.waited = 0.0
+        self._clock = clock
+        self.deadline = deadline
         self._room = limit
         self._record: list[bytes] = []
 
-    def _broke(self, error: BaseException) -> None:
-        """The source raised, or was closed under way: there is no second half to play on with."""
-        self.error = error
-        self.is_resendable = False
-        self._record.clear()
+    @property
+    def is_resendable(self) -> bool:
+        """Whether iterating again gives the whole body."""
+        return self._room >= 0 and self.error is None
 
-    def _keep(self, chunk: bytes) -> None:
+    def _broke(self, error: Exception) -> Exception:
+        """The source raised, so there is no second half to play on with. Returns what is to be raised."""
+        self.error = error
+        # A server may answer before it has the whole body: httpcore goes on to read when it sees this one.
+        return SourceFailed() if isinstance(error, httpcore.WriteError) else error
+
+    def _went_on(self, began: float) -> None:
+        """The source was asked at `began` and has answered."""
+        now = self._clock()
+        if now >= self.deadline:
+            self.error = Stalled()
+            raise self.error
+        self.waited += now - began
+        if self.bounds is not None:
+            self.bounds.deadline = min(self.bounds.deadline + now - began, self.deadline)
+
+    def _keep(self, chunk: bytes) -> bytes:
         self._room -= len(chunk)
         if self._room < 0:
-            self.is_resendable = False
             self._record.clear()
-        elif self.is_resendable:
+        else:
             self._record.append(chunk)
+        return chunk
 
 
 class RecordedBody(Recording, httpx.SyncByteStream):
@@ -83,44 +130,75 @@ class RecordedBody(Recording, httpx.SyncByteStream):
 
     Args:
         source: what httpx made of the caller's body.
-        limit: bytes kept.
+        limit, clock, deadline: see `Recording`.
     """
 
-    def __init__(self, source: httpx.SyncByteStream, limit: int) -> None:
-        super().__init__(limit)
+    def __init__(self, source: httpx.SyncByteStream, limit: float, clock: Clock, deadline: float) -> None:
+        super().__init__(limit, clock, deadline)
         self._rest = iter(source)
 
     def __iter__(self) -> Iterator[bytes]:
         yield from tuple(self._record)
         while True:
+            began = self._clock()
             try:
-                chunk = next(self._rest)
-            except StopIteration:
+                chunk = next(self._rest, _END)
+            except Exception as error:
+                raise self._broke(error)  # noqa: B904
+            self._went_on(began)
+            if chunk is _END:
                 return
-            except BaseException as error:
-                self._broke(error)
-                raise
-            self._keep(chunk)
-            yield chunk
+            yield self._keep(chunk)
 
 
 class AsyncRecordedBody(Recording, httpx.AsyncByteStream):
     """A body for an async client; see `RecordedBody`."""
 
-    def __init__(self, source: httpx.AsyncByteStream, limit: int) -> None:
-        super().__init__(limit)
+    def __init__(self, source: httpx.AsyncByteStream, limit: float, clock: Clock, deadline: float) -> None:
+        super().__init__(limit, clock, deadline)
         self._rest = aiter(source)
+        self._sending: Sending | None = None
 
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        for chunk in tuple(self._record):
-            yield chunk
-        while True:
-            try:
-                chunk = await anext(self._rest)
-            except StopAsyncIteration:
-                return
-            except BaseException as error:
-                self._broke(error)
-                raise
-            self._keep(chunk)
-            yield chunk
+    def __aiter__(self) -> Sending:
+        self._sending = Sending(self, tuple(self._record))
+        return self._sending
+
+    async def pull(self, sending: Sending) -> Any:
+        """The source's next chunk, or `_END`; only for the latest sending."""
+        if sending is not self._sending or self.error is not None:
+            raise self.error or SourceFailed()  # an inner transport's attempt that was left alone has not ended yet
+        began = self._clock()
+        self.error = Stalled()  # until it has gone on: a source that is cancelled meanwhile never will
+        try:
+            async with bounded(self.deadline - began):
+                chunk = await self._next()
+        except TimeoutError:
+            raise self.error  # noqa: B904  # which is the source's own TimeoutError, if it was that
+        self.error = None
+        self._went_on(began)
+        return chunk if chunk is _END else self._keep(chunk)
+
+    async def _next(self) -> Any:
+        try:
+            return await anext(self._rest, _END)
+        except Exception as error:
+            raise self._broke(error)  # noqa: B904
+
+
+class Sending(AsyncIterator[bytes]):
+    """One pass over a body: the record, and then what the source has beyond it.
+
+    Not a generator: one that is left half-way is cleaned up by the event loop at some later time.
+    """
+
+    def __init__(self, body: AsyncRecordedBody, record: tuple[bytes, ...]) -> None:
+        self._body = body
+        self._record = iter(record)
+
+    async def __anext__(self) -> bytes:
+        chunk = next(self._record, None)
+        if chunk is None:
+            chunk = await self._body.pull(self)
+        if chunk is _END:
+            raise StopAsyncIteration
+        return chunk

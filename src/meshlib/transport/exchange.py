@@ -23,11 +23,11 @@ from meshlib.errors import DeadlineExceeded, NoEndpoints
 from meshlib.policy import Timeout
 from meshlib.scope import NOTHING, checked, current_scope
 from meshlib.transport import binding
-from meshlib.transport.body import Bytes
+from meshlib.transport.body import Bytes, Stalled
 from meshlib.transport.network import Clock
 
-Recorder = Callable[[Any, int], Any]
-"""Makes a body that can be sent again out of one that cannot, keeping so many bytes of it."""
+Recorder = Callable[[Any, float, Clock, float], Any]
+"""Makes a body that can be sent again out of one that cannot; see `meshlib.transport.body.Recording`."""
 
 DRAINED = 65536
 """Bytes of a rejected response that are read to save its connection (rule C5). More is not worth the wait."""
@@ -85,7 +85,11 @@ class Exchange(Call):
         self.body_deadline = self.deadline if options.get("body_deadline", True) else math.inf
         self._send_deadline = send_deadline
         content = binding.content_of(request)
-        self.body: Any = recorder(request.stream, service.retry.buffer_body) if content is None else Bytes(content)
+        if content is not None:
+            self.body: Any = Bytes(content)
+        else:
+            limit = math.inf if options.get("replayable") else service.retry.buffer_body
+            self.body = recorder(request.stream, limit, clock, self.deadline)
         self._error: Exception | None = None
 
     @property
@@ -122,6 +126,7 @@ class Exchange(Call):
 
     def answered(self, attempt: Attempt, answer: binding.Answer) -> float | None:
         """The headers are there. Returns None if this answer is the call's, else the seconds to wait."""
+        self._account(attempt)
         return self.settle(
             attempt,
             self.clock(),
@@ -140,8 +145,9 @@ class Exchange(Call):
         stream = connection.stream if connection else None
         reused = connection is not None and connection.is_reused
         end = binding.end_of(error, reused=reused, answered=stream is not None and stream.answered)
-        if error is self.body.error:
-            end = End.caller
+        if (fault := self.body.error) is not None and isinstance(error, Exception):
+            error, end = fault, End.caller  # whatever has become of it on its way through the transport
+        self._account(attempt)
         again = self.settle(
             attempt,
             self.clock(),
@@ -151,8 +157,8 @@ class Exchange(Call):
             resendable=self.body.is_resendable,
         )
         if isinstance(error, Exception):
-            if end is End.caller:
-                raise self._with_report(binding.httpx_error(error, self.request))
+            if end is End.caller and not isinstance(error, Stalled):
+                raise self._with_report(fault or binding.httpx_error(error, self.request))
             self._error = error
         return again
 
@@ -179,6 +185,12 @@ class Exchange(Call):
         else:
             error = binding.httpx_error(last, self.request)
         return self._with_report(error)
+
+    def _account(self, attempt: Attempt) -> None:
+        """What the source of the body took is not the endpoint's time."""
+        if self.body.waited:
+            self.restart(attempt, attempt.started + self.body.waited)
+            self.body.waited = 0.0
 
     def _with_report(self, error: Exception) -> Exception:
         error.meshlib_report = self.report  # type: ignore[attr-defined]
@@ -229,6 +241,15 @@ class Reply:
     def is_whole(self) -> bool:
         """Whether the body can still be had: unread, or kept when it was drained."""
         return not self.is_over or self.kept is not None or self.answer.is_closed
+
+    def check(self, drained: int) -> None:
+        """Give up after so many bytes, or so much time, at the next read: it ends the body from inside.
+
+        Breaking off from outside would leave generators half-way, which the event loop cleans up at some later time.
+        """
+        stream = self._connection.stream
+        if drained > DRAINED or self.exchange.clock() >= stream.deadline:
+            stream.deadline = -math.inf
 
     def hurry(self) -> None:
         """Bound what reading the rest may take: it is only to save the connection."""

@@ -13,7 +13,6 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
-import anyio
 import httpcore
 import httpx
 
@@ -24,6 +23,7 @@ from meshlib.transport import binding
 from meshlib.transport.connections import running_loop
 from meshlib.transport.exchange import Exchange
 from meshlib.transport.network import Bounded, Clock
+from meshlib.transport.waits import bounded, on_asyncio
 
 Factory = Callable[[Endpoint], Any]
 """Makes the transport for an endpoint: an `httpx.BaseTransport`, an `httpx.AsyncBaseTransport`, or both in one."""
@@ -95,6 +95,7 @@ class InnerConnection:
         return InnerAnswer(response, body)
 
     def _request(self, exchange: Exchange, attempt: Attempt) -> httpx.Request:
+        exchange.body.deadline = self.stream.deadline
         left = self.stream.deadline - attempt.started
         given = exchange.request.extensions.get("timeout") or {}
         timeout = {
@@ -173,13 +174,16 @@ class InnerBody:
     async def __aiter__(self) -> AsyncIterator[bytes]:
         chunks = aiter(self._stream)
         while True:
+            left = self._bounds.left(None)
             try:
-                async with bounded(self._bounds.left(None)):
+                async with bounded(left):
                     chunk = await anext(chunks, None)
             except TimeoutError as error:
                 raise httpcore.ReadTimeout("the read timed out") from error
             if chunk is None:
                 return
+            if left is not None and left <= 0:  # it was all here, so there was nothing to cancel
+                raise httpcore.ReadTimeout("no time left to read")
             yield chunk
 
     async def aclose(self) -> None:
@@ -253,26 +257,6 @@ class AsyncInnerStacks(InnerStacks):
                 stack.push_async_callback(self._transports.popitem()[1].aclose)
 
 
-@contextlib.asynccontextmanager
-async def _fail_after(left: float | None) -> AsyncIterator[None]:
-    with anyio.fail_after(left):
-        yield
-
-
-def bounded(left: float | None) -> contextlib.AbstractAsyncContextManager[Any]:
-    """Cancel what takes longer than `left` seconds, and raise `TimeoutError`; asyncio's own way costs a quarter."""
-    return asyncio.timeout(left) if on_asyncio() else _fail_after(left)
-
-
-def on_asyncio() -> bool:
-    """Whether it is asyncio that runs the caller's loop."""
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return False
-    return True
-
-
 def _failed_to_connect(error: httpx.TransportError) -> bool:
     """Whether the exception says that nothing was sent."""
     if not isinstance(error, httpx.ConnectError | httpx.ConnectTimeout | httpx.PoolTimeout):
@@ -307,8 +291,8 @@ def _abandon(task: asyncio.Task[httpx.Response]) -> None:
     async def close() -> None:
         try:
             response = await task
-        except httpx.TransportError:
-            return  # nobody is left to hear of it
+        except Exception:
+            return  # nobody is left to hear of it; the caller's own body may be what raised
         await response.aclose()
 
     closing = asyncio.ensure_future(close())

@@ -55,6 +55,7 @@ class Connection:
 
     def send(self, exchange: Exchange, attempt: Attempt) -> Answer:
         """Send the request and wait for the headers."""
+        exchange.body.bounds = self.stream
         return Answer(self._http.handle_request(exchange.core_request(attempt, self.stack.origin)))
 
 
@@ -98,6 +99,7 @@ class AsyncConnection:
 
     async def send(self, exchange: Exchange, attempt: Attempt) -> Answer:
         """See `Connection.send`."""
+        exchange.body.bounds = self.stream
         return Answer(await self._http.handle_async_request(exchange.core_request(attempt, self.stack.origin)))
 
 

@@ -14,7 +14,7 @@ import httpx
 from meshlib.core.report import Attempt
 from meshlib.transport.body import RecordedBody
 from meshlib.transport.connections import SyncStacks
-from meshlib.transport.exchange import DRAINED, NETWORK_ERRORS, Exchange, Reply
+from meshlib.transport.exchange import NETWORK_ERRORS, Exchange, Reply
 from meshlib.transport.inner import InnerStacks
 from meshlib.transport.router import Router
 
@@ -129,11 +129,12 @@ class SyncReply(Reply, httpx.SyncByteStream):
             return
         self.hurry()
         kept: list[bytes] = []
+        size = 0
         try:
             for chunk in self.answer.body:
                 kept.append(chunk)
-                if sum(map(len, kept)) > DRAINED:
-                    return
+                size += len(chunk)
+                self.check(size)
             self.kept = kept
         except NETWORK_ERRORS:
             pass  # the answer was on its way out; its body is lost with it
