@@ -147,8 +147,8 @@ KINDS: dict[str, Kind] = {
     "none": Kind(lambda directory: {}),
     "bytes": content(lambda: SHORT),
     "long bytes": content(lambda: pattern(3_000_000)),
-    "str": content(lambda: "Grüße, 世界 " * 50),
-    "json": Kind(lambda directory: {"json": {"numbers": list(range(100)), "text": "Grüße"}}),
+    "str": content(lambda: "Grüße, 世界 " * 50, "sync"),
+    "json": Kind(lambda directory: {"json": {"numbers": list(range(100)), "text": "Grüße"}}, colours="asyncio"),
     "form": Kind(lambda directory: {"data": {"a": "b", "many": ["1", "2"], "text": "Grüße &="}}),
     "multipart of bytes": multipart(lambda directory: SHORT),
     "multipart of a BytesIO": multipart(lambda directory: io.BytesIO(SHORT)),
@@ -158,7 +158,6 @@ KINDS: dict[str, Kind] = {
     "BytesIO": content(lambda: io.BytesIO(SHORT), "sync"),
     "long BytesIO": content(lambda: io.BytesIO(LONG), "sync", resent=False),
     "file": file(5_000),
-    "empty file": file(0),
     "file at the limit": file(LIMIT),
     "file over the limit": file(LIMIT + 1, resent=False),
     "replayable file": file(200_000, extensions=REPLAYABLE),
@@ -167,7 +166,6 @@ KINDS: dict[str, Kind] = {
     **pulled("short", cut(SHORT)),
     **pulled("long", cut(LONG), resent=False),
     **pulled("replayable", cut(LONG), extensions=REPLAYABLE),
-    **pulled("single-part", [LONG], resent=False),
     **pulled("hollow", [b"", b"a", b"", b"b" * 3000, b""]),
     **pulled("measured", cut(SHORT), headers={"content-length": "5000"}),
 }
@@ -281,7 +279,7 @@ def test_C3_a_generator_is_pulled_once_however_often_it_is_sent(colour: Colour, 
 
 
 @unexhausted
-@pytest.mark.parametrize("how", ["goes", "hangs", "rejects", "rejects bytes"])
+@pytest.mark.parametrize("how", ["goes", "hangs", "rejects bytes"])
 def test_C3_a_body_that_broke_off_is_repeated_from_its_first_byte(
     colour: Colour, fleet: list[Upstream], how: str
 ) -> None:
@@ -320,7 +318,7 @@ def test_C6_an_early_answer_ends_well_when_the_rest_has_gone_after_it(colour: Co
             request = client.build_request("POST", "/", content=pattern(5_000_000))
             response: Any = await client.send(await request if colour.is_sync else request, stream=True)
             assert response.status_code == 200
-            await anyio.sleep(0.3)
+            await anyio.sleep(0.15)
             if how == "read":
                 assert (response.read() if colour.is_sync else await response.aread()) == b"busy"
             else:
@@ -407,7 +405,8 @@ def test_C3_a_body_that_raises_is_the_callers_and_goes_no_further(
     colour: Colour, fleet: list[Upstream], what: str
 ) -> None:
     error = BROKEN[what]()
-    mesh = mesh_of(fleet[0], timeout=Timeout(total=3))
+    mesh = mesh_of(fleet[0], timeout=Timeout(total=20, attempt=20))
+    began = time.monotonic()
 
     def sync(after: int) -> Iterator[bytes]:
         yield from [bytes(1000)] * after
@@ -422,6 +421,7 @@ def test_C3_a_body_that_raises_is_the_callers_and_goes_no_further(
             until(lambda: fleet[0].stats()["connections_open"] == 0)  # while the client is open
 
     colour.run(mesh, script)
+    assert time.monotonic() - began < 10  # nobody waits for an answer to half a request
     assert {request.complete for request in arrived(fleet, "/")} <= {False}
     snapshot = mesh.snapshot()["orders"]
     assert (snapshot.nodes[0].failures, snapshot.in_flight, snapshot.budget_tokens) == (0, 0, 500)

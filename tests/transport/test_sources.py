@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
@@ -14,18 +15,19 @@ from conftest import Colour
 from meshes import mesh_of, outcomes
 from meshlib import DeadlineExceeded, Mesh, Service, Timeout, report
 from meshlib.testing import Upstream
+from meshlib.transport.body import AsyncRecordedBody, SourceFailed
 from payloads import BUSY, REJECTION, SHORT, Wrapped, answer_of, arrived, cut, digest, leaving_after_the_head, slowly
 
 
 @pytest.mark.parametrize(
-    ("inner", "timeout", "error"),
+    ("inner", "timeout", "error", "after"),
     [
-        (None, Timeout(total=0.4, attempt=0.1), DeadlineExceeded),
-        (Wrapped, Timeout(total=20, attempt=0.4), httpx.WriteTimeout),
-        (httpx.AsyncHTTPTransport, Timeout(total=20, attempt=0.4), httpx.WriteTimeout),
+        (None, Timeout(total=0.4, attempt=0.1), DeadlineExceeded, 0),
+        (None, Timeout(total=0.4, attempt=0.1), DeadlineExceeded, 3),
+        (Wrapped, Timeout(total=20, attempt=0.4), httpx.WriteTimeout, 3),
+        (httpx.AsyncHTTPTransport, Timeout(total=20, attempt=0.4), httpx.WriteTimeout, 3),
     ],
 )
-@pytest.mark.parametrize("after", [0, 3])
 @pytest.mark.parametrize("colour", ["asyncio", "trio"], indirect=True)
 def test_C4_a_source_that_stalls_is_bounded(
     colour: Colour, upstream: Upstream, inner: Any, timeout: Timeout, error: type[Exception], after: int
@@ -81,6 +83,41 @@ def test_C4_what_the_source_takes_is_not_the_endpoints_time(
     node = mesh.snapshot()["orders"].nodes[0]
     assert node.failures == 0
     assert node.ewma < 0.3
+
+
+def test_C4_over_a_sync_inner_transport_a_late_source_ends_the_call(no_leaks: None, upstream: Upstream) -> None:
+    """There nothing but the body itself looks at the clock between two chunks."""
+    service = Service("orders", [upstream.address], timeout=Timeout(total=0.3))
+    mesh = Mesh(service, inner=lambda endpoint: httpx.HTTPTransport())
+    pulled = []
+
+    def late() -> Iterator[bytes]:
+        for number in range(6):
+            pulled.append(number)
+            time.sleep(0.2)
+            yield SHORT
+
+    with mesh.client("orders") as client, pytest.raises(DeadlineExceeded) as caught:
+        client.put("/", content=late())
+    assert len(pulled) <= 2
+    assert outcomes(caught.value) == [("first", "abandoned")]
+
+
+def test_C3_an_older_sending_gets_nothing_once_there_is_a_newer_one() -> None:
+    """An attempt of an inner transport that was left alone may go on pulling; no chunk is lost to it."""
+
+    async def main() -> None:
+        request = httpx.Request("PUT", "http://orders/", content=slowly([b"a", b"b"]))
+        assert isinstance(request.stream, httpx.AsyncByteStream)
+        body = AsyncRecordedBody(request.stream, 10, time.monotonic, time.monotonic() + 20)
+        older = aiter(body)
+        assert await anext(older) == b"a"
+        newer = aiter(body)
+        with pytest.raises(SourceFailed):
+            await anext(older)
+        assert [chunk async for chunk in newer] == [b"a", b"b"]
+
+    asyncio.run(main())
 
 
 def test_C4_a_source_that_stalls_after_an_answer_leaves_that_answer(no_leaks: None) -> None:
