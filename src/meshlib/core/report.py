@@ -57,12 +57,13 @@ class Attempt:
         self.waited = waited
 
     def finish(self) -> bool:
-        """Its response has ended; counts once. Returns whether this was the first time. Under the cluster's lock."""
+        """Its response has ended. Returns whether that counts: once, and not in a child. Under the cluster's lock."""
         if self.is_over:
             return False
         self.is_over = True
-        if self._epoch == self.node.epoch:
-            self.node.finish()
+        if self._epoch != self.node.epoch:
+            return False
+        self.node.finish()
         return True
 
     def __str__(self) -> str:

@@ -6,18 +6,16 @@ none was free in time is our own queue, not the endpoint's fault.
 
 from __future__ import annotations
 
-import asyncio
 import threading
 from collections import deque
-from collections.abc import Iterator
+from functools import partial
 from typing import Any
-
-import anyio.lowlevel
 
 from meshlib.core.report import Attempt
 from meshlib.fork import inherited
 from meshlib.transport import network, network_anyio, network_asyncio
 from meshlib.transport.exchange import Exchange
+from meshlib.transport.loops import loops, on_asyncio, post, running_loop
 from meshlib.transport.network import Bounded, Clock
 from meshlib.transport.stack import (
     AsyncConnection,
@@ -31,6 +29,9 @@ from meshlib.transport.stack import (
     warn_unclosed,
 )
 
+SLICE = 0.25
+"""Seconds after which a thread that waits looks for responses that were garbage-collected meanwhile."""
+
 
 class SyncStacks:
     """The connections of one sync client; safe for threads.
@@ -39,8 +40,8 @@ class SyncStacks:
         clock: what ages and deadlines are measured by.
 
     Attributes:
-        orphans: connections whose response was garbage-collected; the next call closes them. (A finalizer may run
-            while this very thread holds the lock.)
+        orphans: connections whose response was garbage-collected; the next call gives their room away, or whoever
+            waits for it. (A finalizer may run while this very thread holds the lock.)
     """
 
     def __init__(self, clock: Clock) -> None:
@@ -90,6 +91,11 @@ class SyncStacks:
         with self._lock:
             connection.stack.drop(connection)
 
+    def abandon(self, connection: Connection) -> None:
+        """Close a connection from a finalizer, which may run anywhere."""
+        connection.stream.abandon()
+        self.orphans.append(connection)
+
     def close(self) -> None:
         """Close every idle connection; those in use close when they are put back or dropped."""
         with self._lock:
@@ -108,9 +114,14 @@ class SyncStacks:
         self, stack: Stack[Connection], turn: SyncTurn, timeout: float | None, deadline: float
     ) -> Connection | None:
         """Wait for one's turn: a connection, or None for the room to open one."""
+        left = patience(timeout, deadline - self._clock())
         try:
-            if not turn.wait(patience(timeout, deadline - self._clock())):
-                raise no_slot(stack)
+            while not turn.wait(min(left, SLICE)):
+                left -= SLICE
+                if left <= 0:
+                    raise no_slot(stack)
+                with self._lock:
+                    self._collect_orphans()
         except BaseException:
             with self._lock:
                 stack.leave(turn, self._clock())
@@ -148,7 +159,6 @@ class AsyncStacks:
         self._lock = threading.Lock()  # over the loops, not over what is on them
         self._loops: dict[object, dict[Key, Stack[AsyncConnection]]] = {}
         self._is_closed = False
-        self.orphans: deque[AsyncConnection] = deque()
         inherited.add(self)
 
     async def take(self, exchange: Exchange, attempt: Attempt) -> AsyncConnection:
@@ -157,13 +167,11 @@ class AsyncStacks:
         loop = running_loop()
         stacks = self._loops.get(loop)
         if stacks is None:
-            stacks = self._adopt(loop)
+            stacks = await self._adopt(loop)
         key = (service.name, endpoint.place, service.tls)
         stack = stacks.get(key)
         if stack is None:
             stack = stacks[key] = Stack(service, endpoint)
-        if self.orphans:
-            self._collect_orphans(stacks)
         connection = stack.pop(self._clock())
         if connection is None and not stack.reserve():
             connection = await self._wait(stack, exchange.slot_timeout, deadline)
@@ -183,29 +191,32 @@ class AsyncStacks:
         """Close a connection."""
         connection.stack.drop(connection)
 
+    def abandon(self, connection: AsyncConnection) -> None:
+        """Close a connection from a finalizer, which may run anywhere: its own loop does it, and wakes who waits."""
+        if not post(connection.loop, partial(connection.stack.drop, connection)):
+            connection.stream.abandon()
+
     async def aclose(self) -> None:
         """Close every idle connection; those in use close when they are put back or dropped."""
         self._is_closed = True
-        self.orphans.clear()  # their sockets are closed; only their room was still to be given away
-        for stack in self._all_stacks():
-            stack.clear()
-        self._loops.clear()
+        here = running_loop()
+        with self._lock:
+            left, self._loops = self._loops, {}
+        for loop, stacks in left.items():
+            for stack in list(stacks.values()):
+                if loop == here or not post(loop, stack.clear):
+                    stack.clear()
 
     def forget(self) -> None:
         """See `SyncStacks.forget`."""
         self._lock = threading.Lock()
         self._loops = {}
-        self.orphans = deque()
 
-    def _all_stacks(self) -> Iterator[Stack[AsyncConnection]]:
-        return (stack for stacks in list(self._loops.values()) for stack in list(stacks.values()))
-
-    def _adopt(self, loop: object) -> dict[Key, Stack[AsyncConnection]]:
-        """Begin with a new loop; connections of loops that are over are closed."""
+    async def _adopt(self, loop: object) -> dict[Key, Stack[AsyncConnection]]:
+        """Begin with a new loop, and have done with those that are over."""
+        await loops.streams_of(loop)
         with self._lock:
-            over = [
-                known for known in self._loops if isinstance(known, asyncio.AbstractEventLoop) and known.is_closed()
-            ]
+            over = [known for known in self._loops if loops.is_over(known)]
             stacks = [stack for other in over for stack in self._loops.pop(other).values()]
             mine = self._loops.setdefault(loop, {})
         for stack in stacks:
@@ -230,36 +241,15 @@ class AsyncStacks:
     async def _open(
         self, loop: object, stack: Stack[AsyncConnection], timeout: float, deadline: float
     ) -> AsyncConnection:
-        connect: Any = network_asyncio.connect if isinstance(loop, asyncio.AbstractEventLoop) else network_anyio.connect
+        connect: Any = network_asyncio.connect if on_asyncio(loop) else network_anyio.connect
         try:
             stream = await connect(stack.dial, timeout, Bounded(self._clock, deadline))
         except BaseException:
             stack.vacate()
             raise
+        (await loops.streams_of(loop)).add(stream)
         stream.arm(deadline)
-        return AsyncConnection(stream, stack, self._clock())
-
-    def _collect_orphans(self, stacks: dict[Key, Stack[AsyncConnection]]) -> None:
-        """Drop the orphans of this loop; those of another are for a call on that one."""
-        for _ in range(len(self.orphans)):
-            orphan = self.orphans.popleft()
-            if orphan.stack in stacks.values():
-                orphan.stack.drop(orphan)
-            else:
-                self.orphans.append(orphan)
+        return AsyncConnection(stream, stack, self._clock(), loop)
 
     def __del__(self) -> None:
-        warn_unclosed(self._all_stacks())
-
-
-def running_loop() -> object:
-    """The event loop of the caller, whichever library runs it."""
-    try:
-        return asyncio.get_running_loop()
-    except RuntimeError:
-        return anyio.lowlevel.current_token()
-
-
-def on_asyncio(loop: object) -> bool:
-    """Whether it is asyncio that runs the loop."""
-    return isinstance(loop, asyncio.AbstractEventLoop)
+        warn_unclosed(stack for stacks in self._loops.values() for stack in stacks.values())

@@ -274,8 +274,7 @@ class Reply:
         if not getattr(self, "is_over", True):
             # Not `end`: a finalizer may run while this very thread holds one of the locks.
             self.is_over = True
-            self._connection.stream.abandon()
-            self._stacks.orphans.append(self._connection)
+            self._stacks.abandon(self._connection)
             self.exchange.cluster.orphans.append(self._attempt)
 
 

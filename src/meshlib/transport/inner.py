@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
@@ -20,8 +19,8 @@ from meshlib.core.report import Attempt, Report
 from meshlib.endpoint import Endpoint, Place
 from meshlib.fork import inherited, strays
 from meshlib.transport import binding
-from meshlib.transport.connections import running_loop
 from meshlib.transport.exchange import Exchange
+from meshlib.transport.loops import running_loop
 from meshlib.transport.network import Bounded, Clock
 from meshlib.transport.waits import bounded, on_asyncio
 
@@ -200,7 +199,6 @@ class InnerStacks:
     """
 
     def __init__(self, factory: Factory, clock: Clock) -> None:
-        self.orphans: deque[InnerConnection] = deque(maxlen=0)
         self._factory = factory
         self._clock = clock
         inherited.add(self)
@@ -215,6 +213,9 @@ class InnerStacks:
 
     def drop(self, connection: InnerConnection) -> None:
         """The response is given up; closing its body has told the transport."""
+
+    def abandon(self, connection: InnerConnection) -> None:
+        """The response is garbage, and so is its body, which is the transport's."""
 
     def close(self) -> None:
         """Close every transport, also when one of them fails to."""

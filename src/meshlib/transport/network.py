@@ -51,11 +51,19 @@ class Bounded:
         deadline: no read or write lasts longer than this instant.
         sent: whether a byte was handed to the kernel since `arm`.
         answered: whether a byte was received since `arm`.
+        is_awaited: whether somebody waits for it at this moment, as far as that is known.
     """
+
+    is_awaited = False
 
     def __init__(self, clock: Clock, deadline: float = math.inf) -> None:
         self.clock = clock
         self.arm(deadline)
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether its socket is gone."""
+        return bool(self.get_extra_info("socket").fileno() < 0)
 
     def get_extra_info(self, info: str) -> Any:
         """See `httpcore.NetworkStream`."""

@@ -10,11 +10,12 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from typing import Any
+from typing import Any, cast
 
 import httpcore
 
 from meshlib.fork import inherited, strays
+from meshlib.transport.loops import post
 from meshlib.transport.network import Bounded, Clock, Dial, connect_error, open_socket, pieces, socket_info
 
 KEPT = 256 * 1024
@@ -47,8 +48,7 @@ class AsyncioStream(Bounded, asyncio.Protocol, httpcore.AsyncNetworkStream):
     # What asyncio calls
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is one without saying so
 
     def data_received(self, data: bytes) -> None:
         self._received += data
@@ -129,16 +129,15 @@ class AsyncioStream(Bounded, asyncio.Protocol, httpcore.AsyncNetworkStream):
 
     def abandon(self) -> None:
         """See `Bounded.abandon`. The loop watches the descriptor, so it is the loop that must close it."""
-        if self._transport is None or self._loop.is_closed():
-            self._sock.close()
-        else:
-            self._loop.call_soon_threadsafe(self._transport.abort)
+        if self._transport is None or not post(self._loop, self._transport.abort):
+            self._sock.close()  # a loop that is over watches nothing
 
     def forget(self) -> None:
         """See `Bounded.forget`. Aborting would take the socket out of the epoll that is shared with the parent."""
         super().forget()
-        strays.append(self._transport)
-        self._transport = None
+        if self._transport is not None:
+            strays.append(self._transport)
+            self._transport = None
         self._ended = True
 
     async def aclose(self) -> None:
@@ -147,12 +146,15 @@ class AsyncioStream(Bounded, asyncio.Protocol, httpcore.AsyncNetworkStream):
 
     def abort(self) -> None:
         """Drop the connection without waiting, from whatever state; more than once is fine."""
-        if self._transport is None or self._loop.is_closed():
-            self._sock.close()  # the loop that watched it is gone, and with it everything abort() would go through
-        elif asyncio._get_running_loop() is self._loop:
+        if self._transport is not None and asyncio._get_running_loop() is self._loop:
             self._transport.abort()
         else:
-            self._loop.call_soon_threadsafe(self._transport.abort)
+            self.abandon()
+
+    @property
+    def is_awaited(self) -> bool:  # type: ignore[override]
+        """See `Bounded.is_awaited`."""
+        return self._reader is not None or self._writer is not None
 
     @property
     def ssl_object(self) -> Any:

@@ -77,14 +77,16 @@ UNCONTENDED = Uncontended()
 
 
 class AsyncConnection:
-    """One async connection; see `Connection`."""
+    """One async connection, of the event loop `loop`; see `Connection`."""
 
     def __init__(
         self,
         stream: network_asyncio.AsyncioStream | network_anyio.AnyIOStream,
         stack: Stack[AsyncConnection],
         now: float,
+        loop: object,
     ) -> None:
+        self.loop = loop
         self.stream = stream
         self.stack = stack
         self.opened_at = self.idle_since = now
@@ -207,8 +209,8 @@ class Stack(Generic[C]):
             self.drop(self._idle.pop())
 
     def streams(self) -> Iterator[Bounded]:
-        """The streams of the idle connections."""
-        return (connection.stream for connection in self._idle)
+        """The streams of the idle connections that are still open."""
+        return (connection.stream for connection in self._idle if not connection.stream.is_closed)
 
     def _hand_over(self, gift: C | None) -> bool:
         """Give what has become free to the first of those who wait; False if nobody does."""

@@ -7,14 +7,12 @@ milliseconds, so it is made once and kept. It never connects.
 from __future__ import annotations
 
 import ssl
-import threading
 
 from meshlib.policy import TLS
 from meshlib.validation import ConfigError, Fault
 
 _VERSIONS = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
 _contexts: dict[TLS, ssl.SSLContext] = {}
-_lock = threading.Lock()
 
 
 def context_for(tls: TLS) -> ssl.SSLContext:
@@ -23,11 +21,11 @@ def context_for(tls: TLS) -> ssl.SSLContext:
     Raises:
         ConfigError: if a file cannot be read, or key and certificate do not belong together.
     """
-    with _lock:
-        context = _contexts.get(tls)
-        if context is None:
-            context = _contexts[tls] = _make(tls)
-        return context
+    context = _contexts.get(tls)
+    if context is None:
+        # Two threads may both make one, and the first to store it wins; a lock could be held when the process forks.
+        context = _contexts.setdefault(tls, _make(tls))
+    return context
 
 
 def _make(tls: TLS) -> ssl.SSLContext:
