@@ -6,6 +6,7 @@ Decides nothing; see `meshlib.core.call`. Its twin is `sync`, and the two are ke
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from typing import Any
 
 import anyio
@@ -133,10 +134,11 @@ class AsyncReply(Reply, httpx.AsyncByteStream):
         kept: list[bytes] = []
         size = 0
         try:
-            async for chunk in self.answer.body:
-                kept.append(chunk)
-                size += len(chunk)
-                self.check(size)
+            async with aclosing(aiter(self.answer.body)) as chunks:
+                async for chunk in chunks:
+                    kept.append(chunk)
+                    size += len(chunk)
+                    self.check(size)
             self.kept = kept
         except NETWORK_ERRORS:
             pass  # the answer was on its way out; its body is lost with it

@@ -27,6 +27,7 @@ class AnyIOStream(Bounded, httpcore.AsyncNetworkStream):
     def __init__(self, stream: httpcore.AsyncNetworkStream, clock: Clock) -> None:
         super().__init__(clock)
         self._stream = stream
+        self._sock = stream.get_extra_info("socket")  # to ask for it imports things, which a finalizer cannot
         inherited.add(self)
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
@@ -59,7 +60,7 @@ class AnyIOStream(Bounded, httpcore.AsyncNetworkStream):
 
     def abort(self) -> None:
         """Drop the connection without waiting; more than once is fine."""
-        self._stream.get_extra_info("socket").close()
+        self._sock.close()
 
     @property
     def is_readable(self) -> bool:
@@ -69,7 +70,7 @@ class AnyIOStream(Bounded, httpcore.AsyncNetworkStream):
 
     def get_extra_info(self, info: str) -> Any:
         """See `httpcore.AsyncNetworkStream`."""
-        return self._stream.get_extra_info(info)
+        return self._sock if info == "socket" else self._stream.get_extra_info(info)
 
 
 async def connect(dial: Dial, timeout: float, bounds: Bounded) -> AnyIOStream:
