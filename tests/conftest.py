@@ -8,13 +8,15 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
-from meshlib import Mesh
+from meshes import mesh_of
+from meshlib import TLS, Mesh
 from meshlib.testing import Upstream, upstreams
 
 DESCRIPTORS = Path("/proc/self/fd") if Path("/proc/self/fd").exists() else Path("/dev/fd")
@@ -114,3 +116,35 @@ def upstream(no_leaks: None) -> Iterator[Upstream]:
     """One upstream process."""
     with upstreams(1) as started:
         yield started[0]
+
+
+@dataclass
+class Secured:
+    """An upstream, and the bundle to trust it by, which is empty for one without TLS."""
+
+    upstream: Upstream
+    bundle: str
+
+    def mesh(self, **settings: Any) -> Mesh:
+        """A mesh with one service over it."""
+        return mesh_of(self.upstream, tls=TLS(verify=self.bundle) if self.bundle else None, **settings)
+
+
+@pytest.fixture(scope="session")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    """A bundle, and the key and certificate of `orders` that go with it."""
+    import trustme
+
+    folder = tmp_path_factory.mktemp("certificates")
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(str(folder / "bundle.pem"))
+    authority.issue_cert("orders").private_key_and_cert_chain_pem.write_to_path(str(folder / "orders.pem"))
+    return str(folder / "bundle.pem"), str(folder / "orders.pem")
+
+
+@pytest.fixture(params=["plain", "tls"])
+def secured(request: pytest.FixtureRequest, no_leaks: None, certificates: tuple[str, str]) -> Iterator[Secured]:
+    """One upstream process, without TLS and with it in turn."""
+    bundle, certificate = certificates if request.param == "tls" else ("", None)
+    with Upstream("a", cert=certificate) as started:
+        yield Secured(started, bundle)

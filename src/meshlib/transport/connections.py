@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -23,10 +24,10 @@ from meshlib.transport.stack import (
     Key,
     Stack,
     SyncTurn,
+    abandon_all,
     alive,
     no_slot,
     patience,
-    warn_unclosed,
 )
 
 SLICE = 0.25
@@ -127,7 +128,8 @@ class SyncStacks:
                 stack.leave(turn, self._clock())
             raise
         given: Connection | None = turn.gift
-        return alive(given)
+        with self._lock:
+            return alive(given)
 
     def _open(self, stack: Stack[Connection], timeout: float, deadline: float) -> Connection:
         try:
@@ -137,7 +139,10 @@ class SyncStacks:
                 stack.vacate()
             raise
         stream.arm(deadline)
-        return Connection(stream, stack, self._clock())
+        connection = Connection(stream, stack, self._clock())
+        with self._lock:
+            stack.open.add(connection)
+        return connection
 
     def _collect_orphans(self) -> None:
         while self.orphans:
@@ -145,7 +150,7 @@ class SyncStacks:
             orphan.stack.drop(orphan)
 
     def __del__(self) -> None:
-        warn_unclosed(stack for stack in self._stacks.values())
+        abandon_all(iter(self._stacks.values()), self._is_closed)
 
 
 class AsyncStacks:
@@ -200,9 +205,7 @@ class AsyncStacks:
         """Close every idle connection; those in use close when they are put back or dropped."""
         self._is_closed = True
         here = running_loop()
-        with self._lock:
-            left, self._loops = self._loops, {}
-        for loop, stacks in left.items():
+        for loop, stacks in list(self._loops.items()):
             for stack in list(stacks.values()):
                 if loop == here or not post(loop, stack.clear):
                     stack.clear()
@@ -211,6 +214,9 @@ class AsyncStacks:
         """See `SyncStacks.forget`."""
         self._lock = threading.Lock()
         self._loops = {}
+
+    def _all_stacks(self) -> Iterator[Stack[AsyncConnection]]:
+        return (stack for stacks in list(self._loops.values()) for stack in list(stacks.values()))
 
     async def _adopt(self, loop: object) -> dict[Key, Stack[AsyncConnection]]:
         """Begin with a new loop, and have done with those that are over."""
@@ -249,7 +255,9 @@ class AsyncStacks:
             raise
         (await loops.streams_of(loop)).add(stream)
         stream.arm(deadline)
-        return AsyncConnection(stream, stack, self._clock(), loop)
+        connection = AsyncConnection(stream, stack, self._clock(), loop)
+        stack.open.add(connection)
+        return connection
 
     def __del__(self) -> None:
-        warn_unclosed(stack for stacks in self._loops.values() for stack in stacks.values())
+        abandon_all(self._all_stacks(), self._is_closed)

@@ -22,7 +22,7 @@ from meshlib.service import Service
 from meshlib.transport import network, network_anyio, network_asyncio
 from meshlib.transport.binding import Answer
 from meshlib.transport.exchange import Exchange
-from meshlib.transport.network import Bounded, Dial
+from meshlib.transport.network import Dial
 from meshlib.transport.tls import context_for
 
 Key = tuple[str, Place, TLS | None]
@@ -140,6 +140,8 @@ class Stack(Generic[C]):
         dial: how a new connection is opened.
         origin: what httpcore calls the place.
         size: connections open or being opened.
+        open: those that are open, in use as well: so that the garbage collector finds a response, and never its socket,
+            whose own finalizer would complain.
         waiting: those who wait for one, first come first. What becomes free is handed to them, so nobody who comes
             later can take it.
     """
@@ -152,6 +154,7 @@ class Stack(Generic[C]):
         self.origin = httpcore.Origin(scheme, endpoint.host.encode("ascii"), endpoint.port)
         self.settings = service.connections
         self.size = 0
+        self.open: set[C] = set()
         self.waiting: deque[Turn] = deque()
         self._idle: deque[C] = deque()
 
@@ -186,8 +189,13 @@ class Stack(Generic[C]):
 
     def drop(self, connection: C) -> None:
         """Close a connection and give its room away."""
-        connection.stream.abort()
+        self.close(connection)
         self.vacate()
+
+    def close(self, connection: C) -> None:
+        """Close a connection and keep its room."""
+        self.open.discard(connection)
+        connection.stream.abort()
 
     def vacate(self) -> None:
         """Give up room that was claimed."""
@@ -208,10 +216,6 @@ class Stack(Generic[C]):
         while self._idle:
             self.drop(self._idle.pop())
 
-    def streams(self) -> Iterator[Bounded]:
-        """The streams of the idle connections that are still open."""
-        return (connection.stream for connection in self._idle if not connection.stream.is_closed)
-
     def _hand_over(self, gift: C | None) -> bool:
         """Give what has become free to the first of those who wait; False if nobody does."""
         if not self.waiting:
@@ -230,7 +234,7 @@ class Stack(Generic[C]):
 def alive(given: C | None) -> C | None:
     """A connection that was handed over, unless its peer has closed it meanwhile: then its room is left."""
     if given is not None and given.stream.is_readable:
-        given.stream.abort()
+        given.stack.close(given)
         return None
     return given
 
@@ -244,12 +248,13 @@ def no_slot(stack: Stack[Any]) -> httpcore.PoolTimeout:
     return httpcore.PoolTimeout(f"all {stack.settings.max_per_endpoint} connections to {stack.dial} stayed in use")
 
 
-def warn_unclosed(stacks: Iterator[Stack[Any]]) -> None:
+def abandon_all(stacks: Iterator[Stack[Any]], is_closed: bool) -> None:
     """A client is garbage-collected: free its sockets, and say so if that was left to us."""
-    idle = [stream for stack in stacks for stream in stack.streams()]
-    for stream in idle:
+    streams = [connection.stream for stack in stacks for connection in stack.open]
+    held = [stream for stream in streams if not stream.is_closed]  # the others went with their loop
+    for stream in held:
         stream.abandon()
-    if idle:
+    if held and not is_closed:
         warnings.warn(
-            f"unclosed client of a mesh, {len(idle)} connections are closed now", ResourceWarning, stacklevel=3
+            f"unclosed client of a mesh, {len(held)} connections are closed now", ResourceWarning, stacklevel=3
         )

@@ -1,0 +1,326 @@
+"""One mesh, many threads and event loops (rule S3): right answers, nothing left over, no "event loop is closed"."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import socket
+import sys
+import threading
+import warnings
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import Any, TypeVar
+
+import anyio
+import httpx
+import pytest
+import trio
+
+from conftest import DESCRIPTORS, Secured
+from meshes import mesh_of, outcomes
+from meshlib import TLS, Connections, DeadlineExceeded, Timeout, options
+from meshlib.testing import Upstream, upstreams
+
+T = TypeVar("T")
+Run = Callable[[Coroutine[Any, Any, Any]], Any]
+
+BOUND = 60.0
+
+
+def wrong_of(client: httpx.Client, who: object, count: int) -> int:
+    """Ask for paths of our own; how many answers were to somebody else's."""
+    paths = [f"/{who}/{number}" for number in range(count)]
+    return sum(client.get(path).json()["path"] != path for path in paths)
+
+
+async def wrong_at_once(client: httpx.AsyncClient, who: object, count: int, lanes: int = 8) -> int:
+    """See `wrong_of`; in lanes side by side, on whatever loop this is."""
+    wrong = 0
+
+    async def lane(name: str) -> None:
+        nonlocal wrong
+        for number in range(count // lanes):
+            path = f"/{name}/{number}"
+            wrong += (await client.get(path)).json()["path"] != path
+
+    async with anyio.create_task_group() as group:
+        for number in range(lanes):
+            group.start_soon(lane, f"{who}-{number}")
+    return wrong
+
+
+def in_threads(*works: Callable[[], T]) -> list[T]:
+    """Run all at once; what each returns, or the first exception."""
+    results: dict[int, T] = {}
+    errors: list[BaseException] = []
+
+    def run(number: int, work: Callable[[], T]) -> None:
+        try:
+            results[number] = work()
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=run, args=pair, daemon=True) for pair in enumerate(works)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(BOUND)
+        assert not thread.is_alive(), "deadlocked"
+    if errors:
+        raise errors[0]
+    return [results[number] for number in range(len(works))]
+
+
+def open_descriptors() -> int:
+    gc.collect()
+    return len(os.listdir(DESCRIPTORS))
+
+
+# Threads
+
+
+def test_S3_one_client_in_32_threads(secured: Secured) -> None:
+    mesh = secured.mesh()
+    with mesh.client("orders") as client:
+        assert in_threads(*[lambda who=who: wrong_of(client, who, 40) for who in range(32)]) == [0] * 32
+        snapshot = mesh.snapshot()["orders"]
+    assert (snapshot.in_flight, snapshot.nodes[0].attempts, snapshot.nodes[0].failures) == (0, 32 * 40, 0)
+    assert len({request.connection for request in secured.upstream.log()}) <= 32
+
+
+def test_S3_32_threads_share_four_connections(no_leaks: None, upstream: Upstream) -> None:
+    mesh = mesh_of(upstream, connections=Connections(max_per_endpoint=4, max_idle=4))
+    with mesh.client("orders") as client:
+        assert in_threads(*[lambda who=who: wrong_of(client, who, 20) for who in range(32)]) == [0] * 32
+    assert len({request.connection for request in upstream.log()}) <= 4
+    assert mesh.snapshot()["orders"].in_flight == 0
+
+
+# Loops, one after the other
+
+
+def test_S3_one_async_client_over_consecutive_loops(secured: Secured) -> None:
+    client = secured.mesh().async_client("orders")
+    before = open_descriptors()
+    for number in range(4):
+        assert asyncio.run(wrong_at_once(client, number, 40)) == 0
+        assert open_descriptors() == before, "the loop's sockets are still there"
+    log = secured.upstream.log()
+    used = [{request.connection for request in log if request.target[1] == who} for who in "0123"]
+    assert sum(map(len, used)) == len(set.union(*used))
+    asyncio.run(client.aclose())
+
+
+def test_S3_one_async_client_over_consecutive_runs_of_trio(secured: Secured) -> None:
+    client = secured.mesh().async_client("orders")
+    before = open_descriptors()
+    for number in range(4):
+        assert trio.run(wrong_at_once, client, number, 40) == 0
+        assert open_descriptors() == before, "the run's sockets are still there"
+    assert len(client._transport._stacks._loops) == 1, "runs that are over are remembered"
+    trio.run(client.aclose)
+
+
+def test_S3_one_async_client_on_asyncio_and_trio_in_turn(secured: Secured) -> None:
+    before = open_descriptors()
+    mesh = secured.mesh()
+    client = mesh.async_client("orders")
+    assert asyncio.run(wrong_at_once(client, "asyncio", 40)) == 0
+    assert trio.run(wrong_at_once, client, "trio", 40) == 0
+    assert asyncio.run(wrong_at_once(client, "again", 40)) == 0
+    trio.run(client.aclose)
+    assert open_descriptors() == before
+    assert mesh.snapshot()["orders"].in_flight == 0
+
+
+def test_S3_a_response_read_after_its_loop(no_leaks: None, upstream: Upstream) -> None:
+    """It cannot be read any more; that is said clearly, and nothing is left behind."""
+    upstream.script({"size": 5_000_000}, then={})
+    mesh = mesh_of(upstream)
+    client = mesh.async_client("orders")
+
+    async def finish(response: httpx.Response) -> None:
+        with pytest.raises(httpx.TransportError):
+            await response.aread()
+        assert (await client.get("/")).status_code == 200
+        await client.aclose()
+
+    response = asyncio.run(client.send(client.build_request("GET", "/"), stream=True))
+    asyncio.run(finish(response))
+    assert mesh.snapshot()["orders"].in_flight == 0
+
+
+def test_S3_a_loop_that_is_closed_without_a_word(secured: Secured) -> None:
+    """Nothing was told to the loop's async generators, so its sockets are freed by the next loop."""
+    before = open_descriptors()
+    client = secured.mesh().async_client("orders")
+    loop = asyncio.new_event_loop()
+    for number in range(5):
+        assert loop.run_until_complete(wrong_at_once(client, number, 2, 1)) == 0
+    loop.close()
+    del loop
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)  # asyncio's, on its own transport
+        assert asyncio.run(wrong_at_once(client, "next", 16)) == 0
+        assert open_descriptors() == before
+    asyncio.run(client.aclose())
+    log = secured.upstream.log()
+    assert {request.connection for request in log if not request.target.startswith("/next")} == {1}
+
+
+@pytest.mark.filterwarnings("ignore:asynchronous generator:ResourceWarning")  # httpx makes some for each call
+@pytest.mark.parametrize("library", ["asyncio", "trio"])
+def test_S3_a_generators_clean_up_at_the_end_of_its_loop_may_call(
+    no_leaks: None, upstream: Upstream, library: str
+) -> None:
+    """It is in the middle of a call when the loop's connections are closed."""
+    upstream.script({}, then={"delay": 0.1})
+    client = mesh_of(upstream).async_client("orders")
+    told: list[int] = []
+
+    async def numbers() -> AsyncIterator[int]:
+        try:
+            yield (await client.get("/")).status_code
+        finally:
+            with anyio.CancelScope(shield=True):
+                told.append((await client.post("/over")).status_code)
+
+    left = numbers()
+
+    async def main() -> None:
+        assert await anext(left) == 200
+
+    trio.run(main) if library == "trio" else asyncio.run(main())
+    assert told == [200]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)  # asyncio's: it came too late to be closed with the loop
+        trio.run(client.aclose) if library == "trio" else asyncio.run(client.aclose())
+        gc.collect()
+
+
+# Loops, side by side
+
+
+def test_S3_two_loops_trio_and_sync_code_at_once_with_one_mesh(secured: Secured) -> None:
+    mesh = secured.mesh()
+
+    async def main(who: str) -> int:
+        async with mesh.async_client("orders") as client:
+            return await wrong_at_once(client, who, 240)
+
+    def sync() -> int:
+        with mesh.client("orders") as client:
+            return wrong_of(client, "sync", 240)
+
+    works = [lambda: asyncio.run(main("one")), lambda: asyncio.run(main("two")), sync, lambda: trio.run(main, "trio")]
+    assert in_threads(*works) == [0] * 4
+    snapshot = mesh.snapshot()["orders"]
+    assert (snapshot.in_flight, snapshot.nodes[0].attempts, snapshot.nodes[0].failures) == (0, 960, 0)
+
+
+def test_S3_many_short_loops_at_once_on_one_async_client(secured: Secured) -> None:
+    mesh = secured.mesh()
+    client = mesh.async_client("orders")
+
+    def work(who: int) -> int:
+        return sum(asyncio.run(wrong_at_once(client, f"{who}-{number}", 6, 2)) for number in range(8))
+
+    assert in_threads(*[lambda who=who: work(who) for who in range(6)]) == [0] * 6
+    asyncio.run(client.aclose())
+    assert mesh.snapshot()["orders"].in_flight == 0
+
+
+@pytest.mark.parametrize("library", ["asyncio", "trio"])
+def test_S3_a_client_closed_on_another_loop_while_its_own_runs(secured: Secured, library: str) -> None:
+    before = open_descriptors()
+    client = secured.mesh().async_client("orders")
+    called, closed = threading.Event(), threading.Event()
+
+    async def main() -> int:
+        wrong = await wrong_at_once(client, "x", 40)
+        held = len(os.listdir(DESCRIPTORS))
+        called.set()
+        while not closed.is_set() or len(os.listdir(DESCRIPTORS)) >= held:
+            await anyio.sleep(0.01)
+        return wrong
+
+    def close() -> int:
+        assert called.wait(BOUND)
+        asyncio.run(client.aclose())
+        closed.set()
+        return 0
+
+    assert in_threads(lambda: trio.run(main) if library == "trio" else asyncio.run(main()), close) == [0, 0]
+    assert open_descriptors() == before
+
+
+# uvloop
+
+
+@pytest.fixture(scope="module")
+def uvrun() -> Run:
+    """`asyncio.run` on uvloop."""
+    if sys.platform == "win32":
+        pytest.skip("uvloop is not for Windows")
+    import uvloop
+
+    uvloop.run(asyncio.sleep(0))  # its first loop opens descriptors that stay for the life of the process
+    return uvloop.run
+
+
+def test_S3_uvloop_carries_calls(secured: Secured, uvrun: Run) -> None:
+    secured.upstream.script({"size": 3_000_000}, then={})
+    mesh = secured.mesh()
+    client = mesh.async_client("orders")
+
+    async def main() -> int:
+        assert len((await client.post("/", content=bytes(3_000_000))).content) == 3_000_000
+        return await wrong_at_once(client, "x", 160)
+
+    assert uvrun(main()) == 0
+    assert uvrun(wrong_at_once(client, "second", 40)) == 0
+    assert asyncio.run(wrong_at_once(client, "asyncio", 40)) == 0
+    uvrun(client.aclose())
+    snapshot = mesh.snapshot()["orders"]
+    assert (snapshot.in_flight, snapshot.nodes[0].failures) == (0, 0)
+    assert secured.upstream.log()[0].body_length == 3_000_000
+
+
+def test_S3_uvloop_fails_over_and_keeps_the_time(no_leaks: None, uvrun: Run) -> None:
+    with upstreams(3) as fleet:
+        fleet[0].kill()
+        fleet[1].script(then={"fault": "reset"})
+        mesh = mesh_of(*fleet, timeout=Timeout(total=5, attempt=0.5))
+
+        async def main() -> list[httpx.Response]:
+            async with mesh.async_client("orders") as client:
+                responses = [await client.get("/") for _ in range(20)]
+                for upstream in fleet[1:]:
+                    upstream.script(then={"fault": "hang"})
+                with options(timeout=0.2), pytest.raises(DeadlineExceeded):
+                    await client.get("/")
+                task = asyncio.create_task(client.get("/"))
+                await asyncio.sleep(0.05)
+                task.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await task
+                return responses
+
+        responses = uvrun(main())
+    assert {response.status_code for response in responses} == {200}
+    assert any(("failover", "ok") in outcomes(response) for response in responses)
+    assert mesh.snapshot()["orders"].in_flight == 0
+
+
+def test_S3_uvloop_bounds_a_handshake(no_leaks: None, certificates: tuple[str, str], uvrun: Run) -> None:
+    async def main() -> None:
+        async with mesh.async_client("orders") as client:
+            with pytest.raises(DeadlineExceeded):
+                await asyncio.wait_for(client.get("/"), 5)
+
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        mesh = mesh_of(address, tls=TLS(verify=certificates[0]), timeout=Timeout(total=0.4))
+        uvrun(main())
+    assert mesh.snapshot()["orders"].in_flight == 0
