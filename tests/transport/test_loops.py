@@ -10,6 +10,7 @@ import sys
 import threading
 import warnings
 from collections.abc import AsyncIterator, Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import anyio
@@ -19,11 +20,10 @@ import trio
 
 from conftest import DESCRIPTORS, Secured
 from meshes import mesh_of, outcomes
-from meshlib import TLS, Connections, DeadlineExceeded, Timeout, options
+from meshlib import TLS, DeadlineExceeded, Timeout, options
 from meshlib.testing import Upstream, upstreams
 
 T = TypeVar("T")
-Run = Callable[[Coroutine[Any, Any, Any]], Any]
 
 BOUND = 60.0
 
@@ -52,24 +52,8 @@ async def wrong_at_once(client: httpx.AsyncClient, who: object, count: int, lane
 
 def in_threads(*works: Callable[[], T]) -> list[T]:
     """Run all at once; what each returns, or the first exception."""
-    results: dict[int, T] = {}
-    errors: list[BaseException] = []
-
-    def run(number: int, work: Callable[[], T]) -> None:
-        try:
-            results[number] = work()
-        except BaseException as error:
-            errors.append(error)
-
-    threads = [threading.Thread(target=run, args=pair, daemon=True) for pair in enumerate(works)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(BOUND)
-        assert not thread.is_alive(), "deadlocked"
-    if errors:
-        raise errors[0]
-    return [results[number] for number in range(len(works))]
+    with ThreadPoolExecutor(len(works)) as pool:
+        return [future.result(BOUND) for future in [pool.submit(work) for work in works]]
 
 
 def open_descriptors() -> int:
@@ -89,49 +73,47 @@ def test_S3_one_client_in_32_threads(secured: Secured) -> None:
     assert len({request.connection for request in secured.upstream.log()}) <= 32
 
 
-def test_S3_32_threads_share_four_connections(no_leaks: None, upstream: Upstream) -> None:
-    mesh = mesh_of(upstream, connections=Connections(max_per_endpoint=4, max_idle=4))
-    with mesh.client("orders") as client:
-        assert in_threads(*[lambda who=who: wrong_of(client, who, 20) for who in range(32)]) == [0] * 32
-    assert len({request.connection for request in upstream.log()}) <= 4
-    assert mesh.snapshot()["orders"].in_flight == 0
-
-
 # Loops, one after the other
 
 
-def test_S3_one_async_client_over_consecutive_loops(secured: Secured) -> None:
-    client = secured.mesh().async_client("orders")
-    before = open_descriptors()
-    for number in range(4):
-        assert asyncio.run(wrong_at_once(client, number, 40)) == 0
-        assert open_descriptors() == before, "the loop's sockets are still there"
-    log = secured.upstream.log()
-    used = [{request.connection for request in log if request.target[1] == who} for who in "0123"]
-    assert sum(map(len, used)) == len(set.union(*used))
-    asyncio.run(client.aclose())
+RUNS: dict[str, Callable[..., Any]] = {
+    "asyncio": lambda work, *args: asyncio.run(work(*args)),
+    "trio": trio.run,
+    "uvloop": lambda work, *args: uvrun()(work(*args)),
+}
 
 
-def test_S3_one_async_client_over_consecutive_runs_of_trio(secured: Secured) -> None:
-    client = secured.mesh().async_client("orders")
-    before = open_descriptors()
-    for number in range(4):
-        assert trio.run(wrong_at_once, client, number, 40) == 0
-        assert open_descriptors() == before, "the run's sockets are still there"
-    assert len(client._transport._stacks._loops) == 1, "runs that are over are remembered"
-    trio.run(client.aclose)
+@pytest.fixture(scope="module", autouse=True)
+def warmed_uvloop() -> None:
+    """Its first loop opens descriptors that stay for the life of the process."""
+    if sys.platform != "win32":
+        uvrun()(asyncio.sleep(0))
 
 
-def test_S3_one_async_client_on_asyncio_and_trio_in_turn(secured: Secured) -> None:
-    before = open_descriptors()
+def uvrun() -> Callable[[Coroutine[Any, Any, Any]], Any]:
+    """`asyncio.run` on uvloop."""
+    if sys.platform == "win32":
+        pytest.skip("uvloop is not for Windows")
+    import uvloop
+
+    return uvloop.run
+
+
+@pytest.mark.parametrize("turns", ["asyncio " * 4, "trio " * 4, "uvloop " * 3, "asyncio trio asyncio uvloop trio"])
+def test_S3_one_async_client_over_consecutive_loops(secured: Secured, turns: str) -> None:
+    libraries = turns.split()
     mesh = secured.mesh()
     client = mesh.async_client("orders")
-    assert asyncio.run(wrong_at_once(client, "asyncio", 40)) == 0
-    assert trio.run(wrong_at_once, client, "trio", 40) == 0
-    assert asyncio.run(wrong_at_once(client, "again", 40)) == 0
-    trio.run(client.aclose)
-    assert open_descriptors() == before
-    assert mesh.snapshot()["orders"].in_flight == 0
+    before = open_descriptors()
+    for number, library in enumerate(libraries):
+        assert RUNS[library](wrong_at_once, client, number, 40) == 0
+        assert open_descriptors() == before, "the loop's sockets are still there"
+    assert len(client._transport._stacks._loops) == 1, "loops that are over are remembered"
+    RUNS[libraries[-1]](client.aclose)
+    log = secured.upstream.log()
+    used = [{each.connection for each in log if each.target[1] == str(number)} for number in range(len(libraries))]
+    assert sum(map(len, used)) == len(set.union(*used)), "two loops shared a connection"
+    assert (mesh.snapshot()["orders"].in_flight, mesh.snapshot()["orders"].nodes[0].failures) == (0, 0)
 
 
 def test_S3_a_response_read_after_its_loop(no_leaks: None, upstream: Upstream) -> None:
@@ -191,11 +173,11 @@ def test_S3_a_generators_clean_up_at_the_end_of_its_loop_may_call(
     async def main() -> None:
         assert await anext(left) == 200
 
-    trio.run(main) if library == "trio" else asyncio.run(main())
+    RUNS[library](main)
     assert told == [200]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)  # asyncio's: it came too late to be closed with the loop
-        trio.run(client.aclose) if library == "trio" else asyncio.run(client.aclose())
+        RUNS[library](client.aclose)
         gc.collect()
 
 
@@ -251,43 +233,14 @@ def test_S3_a_client_closed_on_another_loop_while_its_own_runs(secured: Secured,
         closed.set()
         return 0
 
-    assert in_threads(lambda: trio.run(main) if library == "trio" else asyncio.run(main()), close) == [0, 0]
+    assert in_threads(lambda: RUNS[library](main), close) == [0, 0]
     assert open_descriptors() == before
 
 
 # uvloop
 
 
-@pytest.fixture(scope="module")
-def uvrun() -> Run:
-    """`asyncio.run` on uvloop."""
-    if sys.platform == "win32":
-        pytest.skip("uvloop is not for Windows")
-    import uvloop
-
-    uvloop.run(asyncio.sleep(0))  # its first loop opens descriptors that stay for the life of the process
-    return uvloop.run
-
-
-def test_S3_uvloop_carries_calls(secured: Secured, uvrun: Run) -> None:
-    secured.upstream.script({"size": 3_000_000}, then={})
-    mesh = secured.mesh()
-    client = mesh.async_client("orders")
-
-    async def main() -> int:
-        assert len((await client.post("/", content=bytes(3_000_000))).content) == 3_000_000
-        return await wrong_at_once(client, "x", 160)
-
-    assert uvrun(main()) == 0
-    assert uvrun(wrong_at_once(client, "second", 40)) == 0
-    assert asyncio.run(wrong_at_once(client, "asyncio", 40)) == 0
-    uvrun(client.aclose())
-    snapshot = mesh.snapshot()["orders"]
-    assert (snapshot.in_flight, snapshot.nodes[0].failures) == (0, 0)
-    assert secured.upstream.log()[0].body_length == 3_000_000
-
-
-def test_S3_uvloop_fails_over_and_keeps_the_time(no_leaks: None, uvrun: Run) -> None:
+def test_S3_uvloop_fails_over_and_keeps_the_time(no_leaks: None) -> None:
     with upstreams(3) as fleet:
         fleet[0].kill()
         fleet[1].script(then={"fault": "reset"})
@@ -295,7 +248,7 @@ def test_S3_uvloop_fails_over_and_keeps_the_time(no_leaks: None, uvrun: Run) -> 
 
         async def main() -> list[httpx.Response]:
             async with mesh.async_client("orders") as client:
-                responses = [await client.get("/") for _ in range(20)]
+                responses = [await client.put("/", content=bytes(1_000_000)) for _ in range(20)]
                 for upstream in fleet[1:]:
                     upstream.script(then={"fault": "hang"})
                 with options(timeout=0.2), pytest.raises(DeadlineExceeded):
@@ -307,13 +260,13 @@ def test_S3_uvloop_fails_over_and_keeps_the_time(no_leaks: None, uvrun: Run) -> 
                     await task
                 return responses
 
-        responses = uvrun(main())
+        responses = uvrun()(main())
     assert {response.status_code for response in responses} == {200}
     assert any(("failover", "ok") in outcomes(response) for response in responses)
     assert mesh.snapshot()["orders"].in_flight == 0
 
 
-def test_S3_uvloop_bounds_a_handshake(no_leaks: None, certificates: tuple[str, str], uvrun: Run) -> None:
+def test_S3_uvloop_bounds_a_handshake(no_leaks: None, certificates: tuple[str, str]) -> None:
     async def main() -> None:
         async with mesh.async_client("orders") as client:
             with pytest.raises(DeadlineExceeded):
@@ -322,5 +275,4 @@ def test_S3_uvloop_bounds_a_handshake(no_leaks: None, certificates: tuple[str, s
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = f"127.0.0.1:{silent.getsockname()[1]}"
         mesh = mesh_of(address, tls=TLS(verify=certificates[0]), timeout=Timeout(total=0.4))
-        uvrun(main())
-    assert mesh.snapshot()["orders"].in_flight == 0
+        uvrun()(main())
