@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
-from meshlib import Mesh, Service, report
+from meshlib import Endpoint, Mesh, RoundRobin, Service, report
 from meshlib.testing import Upstream
 
 
@@ -28,3 +28,24 @@ def refusing() -> Iterator[str]:
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
         yield f"127.0.0.1:{bound.getsockname()[1]}"
+
+
+def over(*addresses: str, inner: Callable[[Endpoint], Any], **settings: Any) -> Mesh:
+    """A mesh with the service `orders`, its endpoints in turn, whose attempts go through `inner`."""
+    return Mesh(Service("orders", addresses, balancer=RoundRobin(), **settings), inner=inner)
+
+
+async def get_or_error(client: Any) -> Any:
+    """What a GET ends with."""
+    try:
+        return await client.get("/")
+    except Exception as error:
+        return error
+
+
+async def post_or_error(client: Any) -> Any:
+    """What a POST ends with."""
+    try:
+        return await client.post("/", content=b"once")
+    except Exception as error:
+        return error

@@ -76,6 +76,8 @@ def inner_request(
     moved.headers = headers = httpx.Headers(request.headers)
     moved.extensions = {**request.extensions, "timeout": timeout}
     moved.stream = stream
+    if stream.content is not None:
+        moved._content = stream.content  # what `Request.content` gives, which httpx-aiohttp asks for
     if host is not None:
         headers["Host"] = host
     if left is not None:

@@ -19,7 +19,7 @@ import httpcore
 import httpx
 
 from meshlib.transport.network import Bounded, Clock
-from meshlib.transport.waits import bounded
+from meshlib.transport.waits import within
 
 _END: Any = object()
 """What a source gives that has no more; a caller's might give None by mistake, which is no end."""
@@ -52,13 +52,13 @@ class Bytes(httpx.SyncByteStream, httpx.AsyncByteStream):
     bounds: Bounded | None = None
 
     def __init__(self, content: bytes) -> None:
-        self._content = content
+        self.content = content
 
     def __iter__(self) -> Iterator[bytes]:
-        return iter((self._content,))
+        return iter((self.content,))
 
     def __aiter__(self) -> AsyncIterator[bytes]:
-        return _Once(self._content)
+        return _Once(self.content)
 
 
 class _Once(AsyncIterator[bytes]):
@@ -85,6 +85,8 @@ class Recording:
         bounds: what bounds the attempt that is sending; it is put off by the time that the source takes.
         waited: seconds that the source took, of those nobody has accounted for.
     """
+
+    content = None
 
     def __init__(self, limit: float, clock: Clock, deadline: float) -> None:
         self.error: Exception | None = None
@@ -170,8 +172,7 @@ class AsyncRecordedBody(Recording, httpx.AsyncByteStream):
         began = self._clock()
         self.error = Stalled()  # until it has gone on: a source that is cancelled meanwhile never will
         try:
-            async with bounded(self.deadline - began):
-                chunk = await self._next()
+            chunk = await within(self.deadline - began, self._next())
         except TimeoutError:
             raise self.error  # noqa: B904  # which is the source's own TimeoutError, if it was that
         self.error = None

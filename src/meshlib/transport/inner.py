@@ -2,14 +2,15 @@
 
 Decides how a transport per endpoint is made, and how its answers and exceptions are read. With it, that nothing was
 sent is only known from a failure to connect, and the deadline ends an async attempt by cancelling it; a sync transport
-is told the time left as its timeouts. It never looks into a transport.
+is told the time left as its timeouts. httpx's own async transport cannot be cancelled as it is; see
+`meshlib.transport.inner_httpx`. It never looks into a transport.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import httpcore
@@ -20,9 +21,11 @@ from meshlib.endpoint import Endpoint, Place
 from meshlib.fork import inherited, strays
 from meshlib.transport import binding
 from meshlib.transport.exchange import Exchange
-from meshlib.transport.loops import running_loop
+from meshlib.transport.inner_body import InnerBody, SyncInnerBody
+from meshlib.transport.inner_httpx import CancellableTransport, Gate
+from meshlib.transport.loops import on_asyncio, running_loop
 from meshlib.transport.network import Bounded, Clock
-from meshlib.transport.waits import bounded, on_asyncio
+from meshlib.transport.waits import within
 
 Factory = Callable[[Endpoint], Any]
 """Makes the transport for an endpoint: an `httpx.BaseTransport`, an `httpx.AsyncBaseTransport`, or both in one."""
@@ -52,22 +55,12 @@ class InnerAnswer:
         return self._response
 
 
-class InnerStream(Bounded):
-    """Stands where a connection's stream stands: it carries the deadline, and what is known of the sending."""
-
-    def __init__(self, clock: Clock, deadline: float) -> None:
-        super().__init__(clock, deadline)
-        self.sent = True  # unless the exception says otherwise
-
-    def abort(self) -> None:
-        """There is nothing to drop: the transport looks after its connections."""
-
-    def abandon(self) -> None:
-        """See `abort`."""
+UNBOUNDED = {"connect": None, "read": None, "write": None, "pool": None}
+"""The timeouts of a client that leaves them to the mesh."""
 
 
-class InnerConnection:
-    """One attempt's use of a transport.
+class InnerConnection(Bounded):
+    """One attempt's use of a transport: stands where a connection stands, and where its stream does.
 
     Args:
         transport: the endpoint's.
@@ -79,8 +72,19 @@ class InnerConnection:
     is_idle = True
 
     def __init__(self, transport: Any, clock: Clock, deadline: float) -> None:
-        self.stream = InnerStream(clock, deadline)
+        self.clock = clock
+        self.deadline = deadline
+        self.sent = True  # unless an exception says otherwise
+        self.answered = False
         self._transport = transport
+
+    @property
+    def stream(self) -> InnerConnection:
+        """What carries the deadline, and what is known of the sending."""
+        return self
+
+    def abort(self) -> None:
+        """There is nothing to drop: the transport looks after its connections."""
 
     def send(self, exchange: Exchange, attempt: Attempt) -> InnerAnswer:
         """Send the request and wait for the headers."""
@@ -90,23 +94,21 @@ class InnerConnection:
             if error is exchange.body.error:
                 raise
             raise self._translated(error) from error
-        body = response.stream if response.is_closed else SyncInnerBody(response.stream, self.stream)
+        body = response.stream if response.is_closed else SyncInnerBody(response.stream, self)
         return InnerAnswer(response, body)
 
     def _request(self, exchange: Exchange, attempt: Attempt) -> httpx.Request:
-        exchange.body.deadline = self.stream.deadline
-        left = self.stream.deadline - attempt.started
-        given = exchange.request.extensions.get("timeout") or {}
-        timeout = {
-            "connect": _shorter(exchange.connect_timeout, left),
-            "read": _shorter(given.get("read"), left),
-            "write": _shorter(given.get("write"), left),
-            "pool": _shorter(given.get("pool"), left),
-        }
+        exchange.body.deadline = self.deadline
+        left = self.deadline - attempt.started
+        timeout = {"connect": min(exchange.connect_timeout, left), "read": left, "write": left, "pool": left}
+        if (given := exchange.given_timeouts) != UNBOUNDED:
+            for operation, bound in given.items():
+                if bound is not None and bound < timeout.get(operation, 0):
+                    timeout[operation] = bound
         return exchange.inner_request(attempt, timeout)
 
     def _translated(self, error: httpx.TransportError) -> Exception:
-        self.stream.sent = not _failed_to_connect(error)
+        self.sent = not _failed_to_connect(error)
         return binding.core_error(error)
 
 
@@ -116,78 +118,24 @@ class AsyncInnerConnection(InnerConnection):
     async def send(self, exchange: Exchange, attempt: Attempt) -> InnerAnswer:  # type: ignore[override]
         """See `InnerConnection.send`."""
         request = self._request(exchange, attempt)
-        left = self.stream.left(None)
         try:
-            if isinstance(self._transport, httpx.AsyncHTTPTransport) and left is not None and on_asyncio():
-                response = await _unleashed(self._transport, request, left)
-            else:
-                async with bounded(left):
-                    response = await self._transport.handle_async_request(request)
+            response = await within(self.left(None), self._transport.handle_async_request(request))
         except TimeoutError as error:
-            raise httpcore.ReadTimeout("the attempt timed out") from error
+            raise self._late(request) from error
         except httpx.TransportError as error:
             if error is exchange.body.error:
                 raise
             raise self._translated(error) from error
         if isinstance(response.stream, httpx.ByteStream):
             return InnerAnswer(response, response.stream)  # it is all here
-        return InnerAnswer(response, InnerBody(response.stream, self.stream))
+        return InnerAnswer(response, InnerBody(response.stream, self))
 
-
-class SyncInnerBody:
-    """The body of an answer, given up between two chunks when the deadline has passed.
-
-    Args:
-        stream: the inner transport's.
-        bounds: whose deadline holds.
-    """
-
-    def __init__(self, stream: Any, bounds: Bounded) -> None:
-        self._stream = stream
-        self._bounds = bounds
-
-    def __iter__(self) -> Iterator[bytes]:
-        for chunk in self._stream:
-            left = self._bounds.left(None)
-            if left is not None and left <= 0:
-                raise httpcore.ReadTimeout("no time left to read")
-            yield chunk
-
-    def close(self) -> None:
-        """The caller is done with it."""
-        self._stream.close()
-
-
-class InnerBody:
-    """The body of an answer, bounded by the deadline.
-
-    Args:
-        stream: the inner transport's.
-        bounds: whose deadline holds.
-    """
-
-    def __init__(self, stream: Any, bounds: Bounded) -> None:
-        self._stream = stream
-        self._bounds = bounds
-
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        chunks = aiter(self._stream)
-        while True:
-            left = self._bounds.left(None)
-            try:
-                async with bounded(left):
-                    chunk = await anext(chunks, None)
-            except TimeoutError as error:
-                raise httpcore.ReadTimeout("the read timed out") from error
-            if chunk is None:
-                return
-            if left is not None and left <= 0:  # it was all here, so there was nothing to cancel
-                raise httpcore.ReadTimeout("no time left to read")
-            yield chunk
-
-    async def aclose(self) -> None:
-        """The caller is done with it."""
-        await self._stream.aclose()
+    def _late(self, request: httpx.Request) -> httpcore.TimeoutException:
+        gate = request.extensions.get("trace")
+        if not isinstance(gate, Gate):
+            return httpcore.ReadTimeout("the attempt timed out")
+        self.sent = gate.is_sending
+        return gate.timeout()
 
 
 class InnerStacks:
@@ -232,12 +180,15 @@ class InnerStacks:
         """What a transport cannot leave; for a sync one, nothing."""
         return None
 
+    def _made(self, endpoint: Endpoint) -> Any:
+        return of_colour(self._factory(endpoint), endpoint, "handle_request", "a sync client", httpx.BaseTransport)
+
     def _transport(self, exchange: Exchange, attempt: Attempt) -> Any:
         key = (exchange.service.name, attempt.endpoint.place, self._home())
         transport = self._transports.get(key)
         if transport is None:
             # Two threads may both make one; the first to store it wins, and an unused transport holds nothing.
-            transport = self._transports.setdefault(key, self._factory(attempt.endpoint))
+            transport = self._transports.setdefault(key, self._made(attempt.endpoint))
         return transport
 
 
@@ -248,58 +199,50 @@ class AsyncInnerStacks(InnerStacks):
         """See `InnerStacks.take`."""
         return AsyncInnerConnection(self._transport(exchange, attempt), self._clock, attempt.deadline)
 
-    def _home(self) -> object:
-        return running_loop()
-
     async def aclose(self) -> None:
         """See `InnerStacks.close`."""
+        self._forget_dead_loops()
         async with contextlib.AsyncExitStack() as stack:
             while self._transports:
                 stack.push_async_callback(self._transports.popitem()[1].aclose)
+
+    def _home(self) -> object:
+        return running_loop()
+
+    def _made(self, endpoint: Endpoint) -> Any:
+        self._forget_dead_loops()
+        made = self._factory(endpoint)
+        transport = of_colour(made, endpoint, "handle_async_request", "an async client", httpx.AsyncBaseTransport)
+        if isinstance(transport, httpx.AsyncHTTPTransport) and on_asyncio(running_loop()):
+            return CancellableTransport(transport)
+        return transport
+
+    def _forget_dead_loops(self) -> None:
+        """What belongs to a loop that is over cannot be closed any more; it goes as garbage."""
+        for key in list(self._transports):
+            loop = key[2]
+            if isinstance(loop, asyncio.AbstractEventLoop) and loop.is_closed():
+                self._transports.pop(key, None)
+
+
+def of_colour(transport: Any, endpoint: Endpoint, method: str, client: str, kind: type) -> Any:
+    """The transport, if it can serve the client.
+
+    Raises:
+        TypeError: if not; it says what is needed.
+    """
+    if callable(getattr(transport, method, None)):
+        return transport
+    what = f"{type(transport).__module__}.{type(transport).__qualname__}"
+    raise TypeError(f"Mesh(inner=...) made {what} for {endpoint}; {client} needs an httpx.{kind.__name__}")
 
 
 def _failed_to_connect(error: httpx.TransportError) -> bool:
     """Whether the exception says that nothing was sent."""
     if not isinstance(error, httpx.ConnectError | httpx.ConnectTimeout | httpx.PoolTimeout):
         return False
-    # httpx-aiohttp calls a connection that was lost after the request a ConnectError as well; its cause tells.
-    return type(error.__cause__).__name__ not in ("ServerDisconnectedError", "ClientOSError")
-
-
-_abandoned: set[asyncio.Task[Any]] = set()
-"""Attempts nobody waits for any more; the loop itself would let go of them half-way."""
-
-
-async def _unleashed(transport: httpx.AsyncHTTPTransport, request: httpx.Request, left: float) -> httpx.Response:
-    """Run the attempt in a task of its own and leave it alone if it is late.
-
-    httpx's own pool loses a slot for good when a request in it is cancelled. Left alone, the attempt ends by the
-    timeouts it was given.
-    """
-    task = asyncio.ensure_future(transport.handle_async_request(request))
-    try:
-        done, _ = await asyncio.wait({task}, timeout=left)
-    except BaseException:
-        _abandon(task)
-        raise
-    if not done:
-        _abandon(task)
-        raise TimeoutError
-    return task.result()
-
-
-def _abandon(task: asyncio.Task[httpx.Response]) -> None:
-    async def close() -> None:
-        try:
-            response = await task
-        except Exception:
-            return  # nobody is left to hear of it; the caller's own body may be what raised
-        await response.aclose()
-
-    closing = asyncio.ensure_future(close())
-    _abandoned.add(closing)
-    closing.add_done_callback(_abandoned.discard)
-
-
-def _shorter(timeout: float | None, left: float) -> float:
-    return left if timeout is None or left < timeout else timeout
+    cause = type(error.__cause__)
+    if not cause.__module__.startswith("aiohttp"):
+        return True
+    # httpx-aiohttp calls all that befalls a connection a failure to connect; only these two of its causes are.
+    return any(each.__name__ in ("ClientConnectorError", "ConnectionTimeoutError") for each in cause.__mro__)
