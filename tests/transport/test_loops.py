@@ -156,8 +156,8 @@ def test_S3_a_loop_that_is_closed_without_a_word(secured: Secured) -> None:
 def test_S3_a_generators_clean_up_at_the_end_of_its_loop_may_call(
     no_leaks: None, upstream: Upstream, library: str
 ) -> None:
-    """It is in the middle of a call when the loop's connections are closed."""
-    upstream.script({}, then={"delay": 0.1})
+    """It is in the middle of a call when the loop's connections are closed, if it came before: of eight, some do."""
+    upstream.script(then={"delay": 0.1})
     client = mesh_of(upstream).async_client("orders")
     told: list[int] = []
 
@@ -168,13 +168,15 @@ def test_S3_a_generators_clean_up_at_the_end_of_its_loop_may_call(
             with anyio.CancelScope(shield=True):
                 told.append((await client.post("/over")).status_code)
 
-    left = numbers()
+    left = [numbers() for _ in range(8)]
 
     async def main() -> None:
-        assert await anext(left) == 200
+        async with anyio.create_task_group() as group:
+            for each in left:
+                group.start_soon(anext, each)
 
     RUNS[library](main)
-    assert told == [200]
+    assert told == [200] * 8
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)  # asyncio's: it came too late to be closed with the loop
         RUNS[library](client.aclose)
@@ -223,8 +225,9 @@ def test_S3_a_client_closed_on_another_loop_while_its_own_runs(secured: Secured,
         wrong = await wrong_at_once(client, "x", 40)
         held = len(os.listdir(DESCRIPTORS))
         called.set()
-        while not closed.is_set() or len(os.listdir(DESCRIPTORS)) >= held:
-            await anyio.sleep(0.01)
+        with anyio.fail_after(10):
+            while not closed.is_set() or len(os.listdir(DESCRIPTORS)) >= held:
+                await anyio.sleep(0.01)
         return wrong
 
     def close() -> int:
