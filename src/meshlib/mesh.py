@@ -49,7 +49,9 @@ class Mesh:
     Args:
         services: the services that may be called.
         inner: makes the transport for an endpoint, in place of meshlib's own connections: an `httpx.BaseTransport` for
-            sync clients, an `httpx.AsyncBaseTransport` for async ones, or both in one. Default none.
+            sync clients, an `httpx.AsyncBaseTransport` for async ones, or both in one. It is closed with the client. An
+            async one is cancelled at the deadline; a sync one is told the time left as its timeouts, and has to keep
+            them. Default none.
         send_deadline: whether the next hop is told, in `x-meshlib-deadline-ms`, what is left of a call's time. Default
             True.
         clock: seconds that only grow; deadlines and all state go by it. Default `time.monotonic`.
