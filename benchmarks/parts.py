@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from random import Random
 from typing import Any
 
-import httpcore
+import h11
 import httpx
 from answering_server import ANSWER, BODY
 from figure import Figure, microseconds
@@ -54,8 +54,7 @@ def figures(sizes: Sizes) -> Iterator[Figure]:
         exchange = router.exchange(request, RecordedBody)
         attempt = exchange.begin(time.monotonic())
         assert attempt is not None
-        origin = httpcore.Origin(b"http", b"127.0.0.1", 80)
-        yield _cost("request, for our own connections", lambda: exchange.core_request(attempt, origin), sizes)
+        yield _cost("request, for our own connections", lambda: exchange.head(attempt), sizes)
         yield _cost("request, for an inner transport", lambda: exchange.inner_request(attempt, {}), sizes)
         yield _cost("http, sync", _http(exchange, attempt), sizes)
         yield _cost("http, async", _async_http(exchange, attempt), sizes)
@@ -113,23 +112,21 @@ def _http(exchange: Exchange, attempt: Attempt) -> Callable[[], object]:
     connection = Connection(Memory(is_async=False), stack, 0.0)  # type: ignore[arg-type]
 
     def run() -> None:
-        body = connection.send(exchange, attempt).body
-        for _ in body:
+        for _ in connection.send(exchange, attempt).body:
             pass
-        body.close()
+        connection.renew()
 
     return run
 
 
 def _async_http(exchange: Exchange, attempt: Attempt) -> Callable[[], object]:
     stack = Stack(exchange.service, attempt.endpoint)
-    connection = AsyncConnection(Memory(is_async=True), stack, 0.0)  # type: ignore[arg-type]
+    connection = AsyncConnection(Memory(is_async=True), stack, 0.0, None)  # type: ignore[arg-type]
 
     async def send() -> None:
-        body = (await connection.send(exchange, attempt)).body
-        async for _ in body:
+        async for _ in (await connection.send(exchange, attempt)).body:
             pass
-        await body.aclose()
+        connection.renew()
 
     return lambda: _finish(send())
 
@@ -140,10 +137,11 @@ def _reply(exchange: Exchange, attempt: Attempt) -> Callable[[], object]:
     stacks.put = lambda connection: None  # type: ignore[method-assign]  # measured on its own
     connection = stacks.take(exchange, attempt)
     headers = [(b"Content-Type", b"application/json"), (b"Content-Length", b"%d" % len(BODY))]
+    head = h11.Response(status_code=200, headers=headers)
 
     def run() -> None:
         attempt.is_over = False
-        answer = Answer(httpcore.Response(200, headers=headers, content=BODY))
+        answer = Answer(head, (BODY,), connection.stream)
         reply = SyncReply(exchange, attempt, connection, answer, stacks)
         reply.response()
         reply.end()

@@ -10,6 +10,7 @@ import time
 from operator import itemgetter
 from typing import Any
 
+import h11
 import httpcore
 import httpx
 
@@ -36,23 +37,25 @@ RETRY_AFTER_STATUS = frozenset({429, 503})
 """The statuses whose `Retry-After` is about being called again, and not about a move."""
 
 
-def core_request(
-    request: httpx.Request, origin: httpcore.Origin, host: str | None, stream: Any, left: float | None
-) -> httpcore.Request:
-    """The request as one endpoint gets it.
+def head(
+    request: httpx.Request, host: str | None, left: float | None
+) -> tuple[bytes, bytes, list[tuple[bytes, bytes]]]:
+    """Method, target and headers of the request as one endpoint gets it.
 
     Args:
         request: the caller's.
-        origin: where it goes.
         host: the `Host` header to send instead of the request's own, if any.
-        stream: the body to send.
         left: seconds that the next hop is told it has; None to tell it nothing.
     """
-    url = httpcore.URL(scheme=origin.scheme, host=origin.host, port=origin.port, target=request.url.raw_path)
-    headers = outgoing_headers(request, host, left)
-    return httpcore.Request(
-        request.method.encode("ascii"), url, headers=headers, content=stream, extensions=request.extensions
-    )
+    headers = request.headers.raw
+    if host is not None:
+        headers = [(b"Host", host.encode("ascii")), *_without(headers, b"host")]
+    if left is not None:
+        if _has(request.headers, DEADLINE_HEADER):
+            # What an application passes on from its own caller is older than what we know.
+            headers = _without(headers, DEADLINE_HEADER)
+        headers.append((DEADLINE_HEADER, _milliseconds(left)))
+    return request.method.encode("ascii"), request.url.raw_path, headers
 
 
 def inner_request(
@@ -65,7 +68,7 @@ def inner_request(
     stream: Any,
     timeout: dict[str, float],
 ) -> httpx.Request:
-    """The request as an inner transport gets it: the caller's, at another place; see `core_request`.
+    """The request as an inner transport gets it: the caller's, at another place; see `head`.
 
     It is put together by its public attributes; httpx's constructor would take the URL and the headers apart again,
     which costs more than all of our own work on a call.
@@ -87,11 +90,16 @@ def inner_request(
 
 def _set(headers: httpx.Headers, name: bytes, value: bytes) -> None:
     """What `headers[name] = value` does, for a name in lower case that is hardly ever there already."""
-    pairs: list[tuple[bytes, bytes, bytes]] | None = getattr(headers, "_list", None)
-    if pairs is None or name in map(_LOWERED, pairs):
-        headers[name.decode("ascii")] = value.decode("ascii")
+    if hasattr(headers, "_list") and not _has(headers, name):
+        headers._list.append((name, name, value))
     else:
-        pairs.append((name, name, value))
+        headers[name.decode("ascii")] = value.decode("ascii")
+
+
+def _has(headers: httpx.Headers, name: bytes) -> bool:
+    """What `name in headers` does, for a name in lower case: that is asked on every call."""
+    pairs: list[tuple[bytes, bytes, bytes]] | None = getattr(headers, "_list", None)
+    return name in map(_LOWERED, pairs) if pairs is not None else name.decode("ascii") in headers
 
 
 def _moved(url: httpx.URL, scheme: str, endpoint: Endpoint) -> httpx.URL:
@@ -102,17 +110,6 @@ def _moved(url: httpx.URL, scheme: str, endpoint: Endpoint) -> httpx.URL:
     moved = httpx.URL.__new__(httpx.URL)
     moved._uri_reference = parsed._replace(scheme=scheme, host=endpoint.host, port=endpoint.port)
     return moved
-
-
-def outgoing_headers(request: httpx.Request, host: str | None, left: float | None) -> list[tuple[bytes, bytes]]:
-    """The request's headers and ours; see `core_request`."""
-    headers = request.headers.raw
-    if host is not None:
-        headers = [(b"Host", host.encode("ascii")), *_without(headers, b"host")]
-    if left is not None:
-        # What an application passes on from its own caller is older than what we know.
-        headers = [*_without(headers, DEADLINE_HEADER), (DEADLINE_HEADER, _milliseconds(left))]
-    return headers
 
 
 _LOWERED = itemgetter(1)
@@ -128,39 +125,45 @@ def _without(headers: list[tuple[bytes, bytes]], name: bytes) -> list[tuple[byte
 
 
 class Answer:
-    """A response of httpcore's, its body still to come.
+    """An answer from one of our own connections, its body still to come.
 
     Args:
-        response: httpcore's.
+        head: its status line and headers.
+        body: an iterable, or async iterable, of bytes, with `close` or `aclose`.
+        stream: what it comes from.
 
     Attributes:
         status: the status code.
+        body: see above.
         is_closed: whether the body has been read already, so that nobody will close its stream.
     """
 
-    __slots__ = ("_response", "status")
+    __slots__ = ("_head", "_stream", "body", "status")
     is_closed = False
 
-    def __init__(self, response: httpcore.Response) -> None:
-        self._response = response
-        self.status = response.status
+    def __init__(self, head: h11.Response, body: Any, stream: Any) -> None:
+        self._head = head
+        self._stream = stream
+        self.body = body
+        self.status = head.status_code
 
     def header(self, name: bytes) -> bytes:
         """The first value of a header, by its name in lower case; empty if there is none."""
-        return next((value for key, value in self._response.headers if key.lower() == name), b"")
-
-    @property
-    def body(self) -> Any:
-        """An iterable, or async iterable, of bytes, with `close` or `aclose`."""
-        return self._response.stream
+        return next((value for key, value in self._head.headers if key == name), b"")
 
     def response(self, stream: Any, report: Report) -> httpx.Response:
         """The answer as the caller gets it, with the body as `stream`; the report goes along."""
+        head = self._head
         return httpx.Response(
             self.status,
-            headers=self._response.headers,
+            headers=head.headers.raw_items(),
             stream=stream,
-            extensions={**self._response.extensions, "meshlib": report},
+            extensions={
+                "http_version": b"HTTP/" + head.http_version,
+                "reason_phrase": head.reason,
+                "network_stream": self._stream,
+                "meshlib": report,
+            },
         )
 
 

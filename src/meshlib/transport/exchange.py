@@ -108,9 +108,9 @@ class Exchange(Call):
         """Seconds for waiting for a connection, if the client has a bound of its own."""
         return self.given_timeouts.get("pool")
 
-    def core_request(self, attempt: Attempt, origin: httpcore.Origin) -> httpcore.Request:
-        """The request as the attempt's endpoint gets it."""
-        return binding.core_request(self.request, origin, self._host(attempt), self.body, self._left())
+    def head(self, attempt: Attempt) -> tuple[bytes, bytes, list[tuple[bytes, bytes]]]:
+        """Method, target and headers as the attempt's endpoint gets them."""
+        return binding.head(self.request, self._host(attempt), self._left())
 
     def inner_request(self, attempt: Attempt, timeout: dict[str, float]) -> httpx.Request:
         """The request as an inner transport gets it."""
@@ -261,7 +261,7 @@ class Reply:
         if self.is_over:
             return
         self.is_over = True
-        if died is None and self._connection.is_idle:
+        if died is None and self._connection.renew():
             self._stacks.put(self._connection)
         else:
             self._stacks.drop(self._connection)

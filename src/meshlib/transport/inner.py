@@ -69,7 +69,6 @@ class InnerConnection(Bounded):
     """
 
     is_reused = False
-    is_idle = True
 
     def __init__(self, transport: Any, clock: Clock, deadline: float) -> None:
         self.clock = clock
@@ -82,6 +81,10 @@ class InnerConnection(Bounded):
     def stream(self) -> InnerConnection:
         """What carries the deadline, and what is known of the sending."""
         return self
+
+    def renew(self) -> bool:
+        """There is nothing to make ready: the transport does."""
+        return True
 
     def abort(self) -> None:
         """There is nothing to drop: the transport looks after its connections."""

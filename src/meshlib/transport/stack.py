@@ -22,6 +22,7 @@ from meshlib.service import Service
 from meshlib.transport import network, network_anyio, network_asyncio
 from meshlib.transport.binding import Answer
 from meshlib.transport.exchange import Exchange
+from meshlib.transport.http1 import Http1, asend, send
 from meshlib.transport.network import Dial
 from meshlib.transport.tls import context_for
 
@@ -46,34 +47,16 @@ class Connection:
         self.stack = stack
         self.opened_at = self.idle_since = now
         self.is_reused = False
-        self._http = httpcore.HTTP11Connection(stack.origin, stream)
+        self._http = Http1()
 
-    @property
-    def is_idle(self) -> bool:
-        """Whether its last response has ended in a way that lets it be used again."""
-        return self._http.is_idle() and not _has_more(self._http)
+    def renew(self) -> bool:
+        """Make ready for another request after a response has ended; False if there can be none."""
+        return self._http.renew()
 
     def send(self, exchange: Exchange, attempt: Attempt) -> Answer:
         """Send the request and wait for the headers."""
         exchange.body.bounds = self.stream
-        return Answer(self._http.handle_request(exchange.core_request(attempt, self.stack.origin)))
-
-
-class Uncontended:
-    """The lock of a connection that its stack hands to one attempt at a time.
-
-    httpcore's own lock gives way to the event loop twice per request, which costs a tenth of a call, and it cannot be
-    taken while a coroutine is being closed, so that its clean-up would fail half-way.
-    """
-
-    async def __aenter__(self) -> None:
-        pass
-
-    async def __aexit__(self, *error: object) -> None:
-        pass
-
-
-UNCONTENDED = Uncontended()
+        return send(self._http, self.stream, exchange, attempt)
 
 
 class AsyncConnection:
@@ -91,23 +74,16 @@ class AsyncConnection:
         self.stack = stack
         self.opened_at = self.idle_since = now
         self.is_reused = False
-        self._http = httpcore.AsyncHTTP11Connection(stack.origin, stream)
-        self._http._state_lock = UNCONTENDED  # type: ignore[assignment]
+        self._http = Http1()
 
-    @property
-    def is_idle(self) -> bool:
-        """See `Connection.is_idle`."""
-        return self._http.is_idle() and not _has_more(self._http)
+    def renew(self) -> bool:
+        """See `Connection.renew`."""
+        return self._http.renew()
 
     async def send(self, exchange: Exchange, attempt: Attempt) -> Answer:
         """See `Connection.send`."""
         exchange.body.bounds = self.stream
-        return Answer(await self._http.handle_async_request(exchange.core_request(attempt, self.stack.origin)))
-
-
-def _has_more(http: httpcore.HTTP11Connection | httpcore.AsyncHTTP11Connection) -> bool:
-    """Whether more came than the answer. It would be taken for the answer to the next request, somebody else's."""
-    return bool(http._h11_state.trailing_data[0])
+        return await asend(self._http, self.stream, exchange, attempt)
 
 
 class Turn(Protocol):
@@ -138,7 +114,6 @@ class Stack(Generic[C]):
 
     Attributes:
         dial: how a new connection is opened.
-        origin: what httpcore calls the place.
         size: connections open or being opened.
         open: those that are open, in use as well: so that the garbage collector finds a response, and never its socket,
             whose own finalizer would complain.
@@ -149,9 +124,7 @@ class Stack(Generic[C]):
     def __init__(self, service: Service, endpoint: Endpoint) -> None:
         context = None if service.tls is None else context_for(service.tls)
         name = None if service.tls is None else service.tls.server_name or service.name
-        scheme = b"http" if service.tls is None else b"https"
         self.dial = Dial(endpoint.host, endpoint.port, context, name)
-        self.origin = httpcore.Origin(scheme, endpoint.host.encode("ascii"), endpoint.port)
         self.settings = service.connections
         self.size = 0
         self.open: set[C] = set()
