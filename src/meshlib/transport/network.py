@@ -15,6 +15,7 @@ import socket
 import ssl
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from math import ceil
 from typing import Any
 
 import httpcore
@@ -117,42 +118,60 @@ class Stream(Bounded, httpcore.NetworkStream):
 
     def __init__(self, sock: socket.socket, clock: Clock) -> None:
         super().__init__(clock)
+        sock.setblocking(False)  # a timeout of its own would cost two more system calls for each of ours
         self._sock = sock
-        self._poll = select.poll()
-        self._poll.register(sock, select.POLLIN)
+        self._is_tls = isinstance(sock, ssl.SSLSocket)
+        self._readable, self._writable = select.poll(), select.poll()
+        self._readable.register(sock, select.POLLIN)
+        self._writable.register(sock, select.POLLOUT)
         inherited.add(self)
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         """Wait for some bytes; none means that the peer has closed."""
-        left = self.left(timeout)
-        if left is not None and left <= 0:
-            raise httpcore.ReadTimeout("no time left to read")
-        try:
-            self._sock.settimeout(left)
-            data = self._sock.recv(max_bytes)
-        except TimeoutError as error:
-            raise httpcore.ReadTimeout("the read timed out") from error
-        except OSError as error:
-            raise httpcore.ReadError(str(error)) from error
-        self.answered = self.answered or bool(data)
-        return data
+        # TLS may have taken from the socket already what is asked for; on a plain one nothing is there as a rule.
+        waiting = None if self._is_tls else self._readable
+        while True:
+            if not self._wait(waiting, timeout):
+                raise httpcore.ReadTimeout("the read timed out")
+            try:
+                data = self._sock.recv(max_bytes)
+            except (BlockingIOError, ssl.SSLWantReadError):
+                waiting = self._readable
+            except ssl.SSLWantWriteError:
+                waiting = self._writable
+            except OSError as error:
+                raise httpcore.ReadError(str(error)) from error
+            else:
+                self.answered = self.answered or bool(data)
+                return data
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
         """Send all of it. The time left is looked at before every chunk: a slow reader does not get it anew."""
-        rest = memoryview(buffer)
+        for piece in pieces(buffer):
+            self._write(memoryview(piece), timeout)
+
+    def _write(self, rest: memoryview, timeout: float | None) -> None:
+        waiting = None
         while rest:
-            left = self.left(timeout)
-            if left is not None and left <= 0:
-                raise httpcore.WriteTimeout("no time left to write")
+            if not self._wait(waiting, timeout):
+                raise httpcore.WriteTimeout("the write timed out")
             try:
-                self._sock.settimeout(left)
                 self.sent = True
-                written = self._sock.send(rest)
-            except TimeoutError as error:
-                raise httpcore.WriteTimeout("the write timed out") from error
+                rest = rest[self._sock.send(rest) :]
+                waiting = None
+            except (BlockingIOError, ssl.SSLWantWriteError):
+                waiting = self._writable
+            except ssl.SSLWantReadError:
+                waiting = self._readable
             except OSError as error:
                 raise httpcore.WriteError(str(error)) from error
-            rest = rest[written:]
+
+    def _wait(self, until: select.poll | None, timeout: float | None) -> bool:
+        """Wait for the socket, if for anything; False if no time is left."""
+        left = self.left(timeout)
+        if left is None:
+            return until is None or bool(until.poll())
+        return left > 0 and (until is None or bool(until.poll(ceil(left * 1000))))
 
     def close(self) -> None:
         """Close at once; more than once is fine."""
@@ -170,7 +189,7 @@ class Stream(Bounded, httpcore.NetworkStream):
     @property
     def is_readable(self) -> bool:
         """Whether something can be read. On an idle connection that means the peer has closed it."""
-        return self._sock.fileno() < 0 or bool(self._poll.poll(0))
+        return self._sock.fileno() < 0 or bool(self._readable.poll(0))
 
     def get_extra_info(self, info: str) -> Any:
         """See `httpcore.NetworkStream`."""
