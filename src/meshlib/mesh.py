@@ -158,7 +158,7 @@ class Mesh:
     def _router(self) -> Router:
         from meshlib.transport.router import Router
 
-        return Router(self._clusters, self._clock, send_deadline=self._send_deadline, inner=self._inner)
+        return Router(self._clusters, self._clock, send_deadline=self._send_deadline, inner=self._inner, owner=self)
 
     def _settings(self, service: str | None, kwargs: dict[str, Any]) -> dict[str, Any]:
         for name in kwargs.keys() & NOT_FOR_CLIENTS.keys():

@@ -30,12 +30,13 @@ class Scope:
         deadline: on `time.monotonic`; infinite if there is none.
     """
 
-    __slots__ = ("deadline", "options", "outer")
+    __slots__ = ("block", "deadline", "options", "outer")
     options: Mapping[str, Any]
     deadline: float
 
-    def __init__(self, outer: Scope | None, options: Mapping[str, Any], deadline: float) -> None:
+    def __init__(self, outer: Scope | None, options: Mapping[str, Any], deadline: float, block: object = None) -> None:
         self.outer = outer
+        self.block = block
         self.options = {**outer.options, **options} if outer else dict(options)
         self.deadline = min(deadline, outer.deadline) if outer else deadline
 
@@ -65,7 +66,8 @@ class _Block:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if (scope := _scope.get()) is not None:  # it is None in a context that the block was not entered in
+        # In a context that the block was not entered in, another's scope is the innermost, or none.
+        if (scope := _scope.get()) is not None and scope.block is self:
             _scope.set(scope.outer)
 
     def __call__(self, function: Callable[P, R]) -> Callable[P, R]:
@@ -112,7 +114,7 @@ class options(_Block):
         self._options = checked(given, "options()")
 
     def _enter(self, outer: Scope | None) -> Scope:
-        return Scope(outer, self._options, math.inf)
+        return Scope(outer, self._options, math.inf, self)
 
 
 class deadline(_Block):
@@ -131,7 +133,7 @@ class deadline(_Block):
         self._seconds = seconds
 
     def _enter(self, outer: Scope | None) -> Scope:
-        return Scope(outer, {}, time.monotonic() + self._seconds)
+        return Scope(outer, {}, time.monotonic() + self._seconds, self)
 
 
 def _flag(value: Any) -> str | None:

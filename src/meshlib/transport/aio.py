@@ -108,7 +108,7 @@ class AsyncReply(Reply, httpx.AsyncByteStream):
             await self.answer.body.aclose()
         except NETWORK_ERRORS as error:
             await self.give_up(error)
-            raise self.exchange.body_died(error) from error
+            raise self.exchange.body_died(error)  # noqa: B904  # it names its cause itself
         except BaseException as error:
             await self.give_up(error)
             raise
@@ -140,7 +140,7 @@ class AsyncReply(Reply, httpx.AsyncByteStream):
                     size += len(chunk)
                     self.check(size)
             self.kept = kept
-        except NETWORK_ERRORS:
-            pass  # the answer was on its way out; its body is lost with it
+        except Exception:
+            pass  # whatever it was: the answer was on its way out, and its body is lost with it
         finally:
             await self.aclose()

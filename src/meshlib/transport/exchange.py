@@ -254,7 +254,7 @@ class Reply:
     def hurry(self) -> None:
         """Bound what reading the rest may take: it is only to save the connection."""
         stream = self._connection.stream
-        stream.deadline = min(stream.deadline, self.exchange.clock() + DRAIN_TIME)
+        stream.deadline = min(stream.deadline, self.exchange.deadline, self.exchange.clock() + DRAIN_TIME)
 
     def end(self, died: BaseException | None = None) -> None:
         """The body has ended or is given up: the connection goes back if it can be used again, else it is closed."""
@@ -270,12 +270,15 @@ class Reply:
         blamed = isinstance(died, NETWORK_ERRORS) and not self.exchange.is_expired(now)
         self.exchange.release(self._attempt, now, died=binding.in_words(died) if died is not None and blamed else None)
 
-    def __del__(self) -> None:
+    def let_go(self) -> None:
+        """End it from a finalizer, which may run while this very thread holds one of the locks."""
         if not getattr(self, "is_over", True):
-            # Not `end`: a finalizer may run while this very thread holds one of the locks.
             self.is_over = True
             self._stacks.abandon(self._connection)
             self.exchange.cluster.orphans.append(self._attempt)
+
+    def __del__(self) -> None:
+        self.let_go()
 
 
 def _in_force(request: httpx.Request, timeout: Timeout) -> tuple[Mapping[str, Any], Timeout, float]:

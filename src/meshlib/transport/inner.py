@@ -8,7 +8,6 @@ is told the time left as its timeouts. httpx's own async transport cannot be can
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 from collections.abc import Callable
 from typing import Any
@@ -23,7 +22,7 @@ from meshlib.transport import binding
 from meshlib.transport.exchange import Exchange
 from meshlib.transport.inner_body import InnerBody, SyncInnerBody
 from meshlib.transport.inner_httpx import CancellableTransport, Gate
-from meshlib.transport.loops import on_asyncio, running_loop
+from meshlib.transport.loops import loops, on_asyncio, running_loop
 from meshlib.transport.network import Bounded, Clock
 from meshlib.transport.waits import within
 
@@ -200,6 +199,7 @@ class AsyncInnerStacks(InnerStacks):
 
     async def take(self, exchange: Exchange, attempt: Attempt) -> AsyncInnerConnection:  # type: ignore[override]
         """See `InnerStacks.take`."""
+        await loops.streams_of(running_loop())  # by this it is known when the loop is over
         return AsyncInnerConnection(self._transport(exchange, attempt), self._clock, attempt.deadline)
 
     async def aclose(self) -> None:
@@ -223,8 +223,7 @@ class AsyncInnerStacks(InnerStacks):
     def _forget_dead_loops(self) -> None:
         """What belongs to a loop that is over cannot be closed any more; it goes as garbage."""
         for key in list(self._transports):
-            loop = key[2]
-            if isinstance(loop, asyncio.AbstractEventLoop) and loop.is_closed():
+            if loops.is_over(key[2]):
                 self._transports.pop(key, None)
 
 

@@ -14,6 +14,9 @@ import httpcore
 from meshlib.transport.network import Bounded
 from meshlib.transport.waits import within
 
+CLOSING = 0.03
+"""Seconds that closing a body may take beyond the deadline."""
+
 
 class SyncInnerBody:
     """The body of an answer, given up between two chunks when the deadline has passed.
@@ -74,6 +77,13 @@ class InnerBody(AsyncIterator[bytes]):
         if self._is_closed:
             return
         self._is_closed = True
+        left = self._bounds.left(None)
+        try:
+            await within(None if left is None else max(left, CLOSING), self._close())
+        except TimeoutError:
+            pass  # it is as closed as it will be; the caller's time is over
+
+    async def _close(self) -> None:
         try:
             if isinstance(self._chunks, AsyncGenerator) and not self._is_reading:
                 await self._chunks.aclose()

@@ -24,6 +24,9 @@ from meshlib.fork import inherited
 
 Clock = Callable[[], float]
 
+LONGEST = 1e6
+"""Seconds of a single wait: about eleven days. The system counts no further than some weeks."""
+
 PIECE = 256 * 1024
 """Bytes handed to an event loop's transport at once. All of a long body would be copied, or encrypted, in one go, and
 nothing else would run meanwhile."""
@@ -171,7 +174,7 @@ class Stream(Bounded, httpcore.NetworkStream):
         left = self.left(timeout)
         if left is None:
             return until is None or bool(until.poll())
-        return left > 0 and (until is None or bool(until.poll(ceil(left * 1000))))
+        return left > 0 and (until is None or bool(until.poll(ceil(min(left, LONGEST) * 1000))))
 
     def close(self) -> None:
         """Close at once; more than once is fine."""
@@ -240,10 +243,10 @@ def connect(dial: Dial, timeout: float, bounds: Bounded) -> Stream:
         sock: socket.socket | None = None
         try:
             sock = open_socket(address)
-            sock.settimeout(own.some_left())
+            sock.settimeout(min(own.some_left(), LONGEST))
             sock.connect((address, dial.port))
             if dial.context is not None:
-                sock.settimeout(own.some_left())
+                sock.settimeout(min(own.some_left(), LONGEST))
                 sock = dial.context.wrap_socket(sock, server_hostname=dial.server_name)
         except BaseException as error:  # whatever it is, the socket goes
             if sock is not None:

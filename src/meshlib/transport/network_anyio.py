@@ -6,6 +6,7 @@ native and leak-free way to end a wait.
 
 from __future__ import annotations
 
+import contextlib
 import ssl
 from typing import Any
 
@@ -37,7 +38,7 @@ class AnyIOStream(Bounded, httpcore.AsyncNetworkStream):
             raise httpcore.ReadTimeout("no time left to read")
         try:
             data = await self._stream.read(max_bytes, left)
-        except httpcore.ReadError as error:
+        except (httpcore.ReadError, ssl.SSLError) as error:
             raise httpcore.ReadError(_reason(error)) from error
         self.answered = self.answered or bool(data)
         return data
@@ -51,7 +52,7 @@ class AnyIOStream(Bounded, httpcore.AsyncNetworkStream):
             self.sent = self.sent or bool(buffer)
             try:
                 await self._stream.write(bytes(piece), left)
-            except httpcore.WriteError as error:
+            except (httpcore.WriteError, ssl.SSLError) as error:
                 raise httpcore.WriteError(_reason(error)) from error
 
     async def aclose(self) -> None:
@@ -60,6 +61,11 @@ class AnyIOStream(Bounded, httpcore.AsyncNetworkStream):
 
     def abort(self) -> None:
         """Drop the connection without waiting; more than once is fine."""
+        if self._sock.fileno() >= 0:
+            import trio
+
+            with contextlib.suppress(RuntimeError):  # no loop runs here, so nobody waits
+                trio.lowlevel.notify_closing(self._sock)  # or trio would wait for whoever has the descriptor next
         self._sock.close()
 
     @property

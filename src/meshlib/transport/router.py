@@ -27,15 +27,23 @@ class Router:
         clock: the mesh's.
         send_deadline: whether the next hop is told what is left of a call's time.
         inner: makes the transport for an endpoint; None for our own connections.
+        owner: what begins anew after a fork; it lives as long as anybody who calls.
     """
 
     def __init__(
-        self, clusters: Mapping[str, Cluster], clock: Clock, *, send_deadline: bool = True, inner: Any = None
+        self,
+        clusters: Mapping[str, Cluster],
+        clock: Clock,
+        *,
+        send_deadline: bool = True,
+        inner: Any = None,
+        owner: Any = None,
     ) -> None:
         self.clock = clock
         self.inner = inner
         self._send_deadline = send_deadline
         self._clusters = clusters
+        self._owner = owner
 
     def exchange(self, request: httpx.Request, recorder: Recorder) -> Exchange:
         """The call for a request; see `Exchange`.

@@ -153,6 +153,9 @@ class Stack(Generic[C]):
             self.drop(self._idle.popleft())
         connection.idle_since = now
         connection.is_reused = True
+        if self._is_too_old(connection, now):
+            self.drop(connection)
+            return
         if self._hand_over(connection):
             return
         if len(self._idle) >= self.settings.max_idle:

@@ -105,7 +105,10 @@ class SyncReply(Reply, httpx.SyncByteStream):
             self.answer.body.close()
         except NETWORK_ERRORS as error:
             self.give_up(error)
-            raise self.exchange.body_died(error) from error
+            raise self.exchange.body_died(error)  # noqa: B904  # it names its cause itself
+        except GeneratorExit:
+            self.let_go()  # maybe from the garbage collector, amid one of the locks
+            raise
         except BaseException as error:
             self.give_up(error)
             raise
@@ -136,7 +139,7 @@ class SyncReply(Reply, httpx.SyncByteStream):
                 size += len(chunk)
                 self.check(size)
             self.kept = kept
-        except NETWORK_ERRORS:
-            pass  # the answer was on its way out; its body is lost with it
+        except Exception:
+            pass  # whatever it was: the answer was on its way out, and its body is lost with it
         finally:
             self.close()
