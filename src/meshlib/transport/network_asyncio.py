@@ -8,6 +8,7 @@ what nobody waits for is kept up to a limit, then reading stops until it is fetc
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import socket
 from typing import Any, cast
@@ -43,6 +44,8 @@ class AsyncioStream(Bounded, asyncio.Protocol, httpcore.AsyncNetworkStream):
         self._is_held = False
         self._ended = False
         self._error: Exception | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._rings = self._expires = math.inf
         inherited.add(self)
 
     # What asyncio calls
@@ -66,6 +69,8 @@ class AsyncioStream(Bounded, asyncio.Protocol, httpcore.AsyncNetworkStream):
         self._ended = True
         self._error = exc
         self._transport = None  # which has let go of its loop, so that aborting it now would raise
+        if self._timer is not None:
+            self._timer.cancel()
         _wake(self._reader)
         _wake(self._writer)
 
@@ -173,7 +178,27 @@ class AsyncioStream(Bounded, asyncio.Protocol, httpcore.AsyncNetworkStream):
     async def _wait(self, future: asyncio.Future[bool], timeout: float | None) -> bool:
         """Wait for the future; False if the time ran out first."""
         left = self.left(timeout)
-        return await (future if left is None else wait_until(self._loop, future, left))
+        self._expires = math.inf if left is None else self._loop.time() + left
+        if self._expires < self._rings:
+            self._ring_at(self._expires)
+        return await future
+
+    def _ring_at(self, when: float) -> None:
+        """Set the timer. There is one for all the waits of a stream: most end long before their time, and the next one
+        only puts it off, which a timer that rings too early finds out by itself."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._rings, self._timer = when, self._loop.call_at(when, self._ring)
+
+    def _ring(self) -> None:
+        self._rings, self._timer = math.inf, None
+        waiting = self._reader or self._writer
+        if waiting is None:
+            return
+        if self._loop.time() >= self._expires:
+            _resolve(waiting, False)
+        elif self._expires < math.inf:
+            self._ring_at(self._expires)
 
 
 async def connect(dial: Dial, timeout: float, bounds: Bounded) -> AsyncioStream:
