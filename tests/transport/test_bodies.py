@@ -443,3 +443,28 @@ def test_C3_a_body_shorter_or_longer_than_it_said_goes_no_further(
     colour.run(mesh, script)
     assert not any(request.complete for request in arrived(fleet, "/"))
     assert mesh.snapshot()["orders"].nodes[0].failures == 0
+
+
+@pytest.mark.parametrize("length", [3, 10])
+@pytest.mark.parametrize("kind", ["bytes", "stream"])
+def test_a_body_that_is_not_as_long_as_it_says_is_the_callers_fault(
+    colour: Colour, upstream: Upstream, length: int, kind: str
+) -> None:
+    def sync() -> Iterator[bytes]:
+        yield b"12345"
+
+    async def later() -> AsyncIterator[bytes]:
+        yield b"12345"
+
+    mesh = mesh_of(upstream)
+
+    async def script(client: httpx.AsyncClient) -> None:
+        content: Any = b"12345" if kind == "bytes" else sync() if colour.is_sync else later()
+        with pytest.raises(httpx.LocalProtocolError, match="declared Content-Length") as caught:
+            await client.put("/", content=content, headers={"content-length": str(length)})
+        assert outcomes(caught.value) == [("first", "abandoned")]
+        assert (await client.get("/")).status_code == 200
+
+    colour.run(mesh, script)
+    node = mesh.snapshot()["orders"].nodes[0]
+    assert (node.failures, node.in_flight) == (0, 0)

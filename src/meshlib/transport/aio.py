@@ -6,7 +6,6 @@ Decides nothing; see `meshlib.core.call`. Its twin is `sync`, and the two are ke
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import aclosing
 from typing import Any
 
 import anyio
@@ -134,11 +133,11 @@ class AsyncReply(Reply, httpx.AsyncByteStream):
         kept: list[bytes] = []
         size = 0
         try:
-            async with aclosing(aiter(self.answer.body)) as chunks:
-                async for chunk in chunks:
-                    kept.append(chunk)
-                    size += len(chunk)
-                    self.check(size)
+            async for chunk in self.answer.body:
+                kept.append(chunk)
+                size += len(chunk)
+                if self.is_enough(size):
+                    return
             self.kept = kept
         except Exception:
             pass  # whatever it was: the answer was on its way out, and its body is lost with it

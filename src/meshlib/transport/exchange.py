@@ -242,14 +242,9 @@ class Reply:
         """Whether the body can still be had: unread, or kept when it was drained."""
         return not self.is_over or self.kept is not None or self.answer.is_closed
 
-    def check(self, drained: int) -> None:
-        """Give up after so many bytes, or so much time, at the next read: it ends the body from inside.
-
-        Breaking off from outside would leave generators half-way, which the event loop cleans up at some later time.
-        """
-        stream = self._connection.stream
-        if drained > DRAINED or self.exchange.clock() >= stream.deadline:
-            stream.deadline = -math.inf
+    def is_enough(self, drained: int) -> bool:
+        """Whether so many bytes, or the time they took, are more than a connection is worth."""
+        return drained > DRAINED or self.exchange.clock() >= self._connection.stream.deadline
 
     def hurry(self) -> None:
         """Bound what reading the rest may take: it is only to save the connection."""

@@ -61,6 +61,8 @@ UNBOUNDED = {"connect": None, "read": None, "write": None, "pool": None}
 class InnerConnection(Bounded):
     """One attempt's use of a transport: stands where a connection stands, and where its stream does.
 
+    Of a stream it has the bounds and the facts, and no socket: there is nothing to drop, forget or ask.
+
     Args:
         transport: the endpoint's.
         clock: the mesh's.
@@ -100,7 +102,7 @@ class InnerConnection(Bounded):
         return InnerAnswer(response, body)
 
     def _request(self, exchange: Exchange, attempt: Attempt) -> httpx.Request:
-        exchange.body.deadline = self.deadline
+        exchange.body.deadline = self.deadline  # the transport's timeouts cannot be put off while a body's source waits
         left = self.deadline - attempt.started
         timeout = {"connect": min(exchange.connect_timeout, left), "read": left, "write": left, "pool": left}
         if (given := exchange.given_timeouts) != UNBOUNDED:

@@ -123,7 +123,7 @@ def _has_said_something(tls: ssl.SSLObject) -> bool:
 
 
 class Turn:
-    """Somebody's turn to have a connection; see `connections.Turn`."""
+    """Somebody's turn to have a connection; see `stack.Turn`."""
 
     def __init__(self) -> None:
         self.gift: Any = None

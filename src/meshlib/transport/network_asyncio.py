@@ -273,7 +273,7 @@ def _resolve(happened: asyncio.Future[bool], how: bool) -> None:
 
 
 class Turn:
-    """Somebody's turn to have a connection; see `connections.Turn`."""
+    """Somebody's turn to have a connection; see `stack.Turn`."""
 
     def __init__(self) -> None:
         self.gift: Any = None

@@ -137,7 +137,8 @@ class SyncReply(Reply, httpx.SyncByteStream):
             for chunk in self.answer.body:
                 kept.append(chunk)
                 size += len(chunk)
-                self.check(size)
+                if self.is_enough(size):
+                    return
             self.kept = kept
         except Exception:
             pass  # whatever it was: the answer was on its way out, and its body is lost with it
