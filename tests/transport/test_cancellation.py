@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from meshes import mesh_of
-from meshlib import Budget, Connections, Mesh, Retry, Timeout
+from meshlib import Budget, Connections, Mesh, Retry, Timeout, options
 from meshlib.testing import Upstream
 
 TURNS = 400
@@ -220,5 +220,32 @@ def test_C7_trio_cancels_without_leaks(no_leaks: None, upstream: Upstream) -> No
                         scope.cancel()
                 assert settled(mesh, client) == (0, 0)
             assert (await client.get("/")).status_code == 200
+
+    trio.run(main)
+
+
+def test_in_trio_a_response_that_another_task_closes_wakes_its_reader(no_leaks: None, upstream: Upstream) -> None:
+    """Else the reader waits on, and for whoever has the descriptor next."""
+    import trio
+
+    upstream.script({"fault": "drip", "interval": 3600}, then={"delay": 0.05})
+    mesh = mesh_of(upstream, timeout=Timeout(total=30))
+
+    async def main() -> None:
+        async with mesh.async_client("orders") as client:
+            with options(body_deadline=False):
+                response = await client.send(client.build_request("GET", "/"), stream=True)
+
+            async def read() -> None:
+                with pytest.raises(httpx.TransportError):
+                    await response.aread()
+
+            with trio.fail_after(10):
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(read)
+                    await trio.sleep(0.1)
+                    await response.aclose()
+                assert [(await client.get("/")).status_code for _ in range(2)] == [200, 200]
+            assert settled(mesh, client) == (0, 0)
 
     trio.run(main)

@@ -22,7 +22,7 @@ import anyio
 import httpx
 import pytest
 
-from conftest import Colour
+from conftest import Colour, Secured
 from meshes import mesh_of, outcomes, refusing
 from meshlib import (
     TLS,
@@ -966,3 +966,13 @@ def test_C4_an_error_before_the_deadline_is_told_as_it_is(colour: Colour, no_lea
 
     with refusing() as dead:
         colour.run(mesh_of(dead, timeout=Timeout(total=20)), script)
+
+
+def test_a_timeout_may_be_longer_than_the_system_counts(colour: Colour, secured: Secured) -> None:
+    secured.upstream.script(then={"size": 100_000, "chunked": True, "delay": 0.02})
+    mesh = secured.mesh(timeout=Timeout(total=1e10, attempt=1e10, connect=1e10))
+
+    async def script(client: httpx.AsyncClient) -> list[httpx.Response]:
+        return [await client.get("/") for _ in range(2)]
+
+    assert [len(response.content) for response in colour.run(mesh, script)] == [100_000] * 2

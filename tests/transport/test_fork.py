@@ -292,6 +292,29 @@ client.close()
     assert len({request.connection for request in upstream.log() if request.target == "/child"}) == 1
 
 
+def test_C6_a_client_that_outlives_its_mesh_begins_anew_in_a_child(no_leaks: None, upstream: Upstream) -> None:
+    upstream.script({"size": 3_000_000}, then={})
+    program = """
+client = Mesh(service).client("orders")
+gc.collect()
+cluster = client._transport._router._clusters["orders"]
+held = client.send(client.build_request("GET", "/held"), stream=True)
+
+def child():
+    tell(in_flight=cluster.snapshot(time.monotonic()).in_flight, drawn=cluster.rng.random())
+
+for _ in range(2):
+    join(fork(child))
+tell(parent=cluster.snapshot(time.monotonic()).in_flight)
+held.close()
+client.close()
+"""
+    *children, parent = run(program, upstream)
+    assert [child["in_flight"] for child in children] == [0, 0]
+    assert children[0]["drawn"] != children[1]["drawn"], "they would choose the same endpoints"
+    assert parent == {"parent": 1}
+
+
 # Locks
 
 

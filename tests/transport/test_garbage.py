@@ -342,3 +342,38 @@ def test_C6_finalizers_inside_locked_sections_do_not_deadlock(no_leaks: None, up
     """The collector runs every few allocations, so also while its own thread holds one of our locks."""
     upstream.script(then={"size": 20_000})
     assert run(AMID_GARBAGE, upstream) == ("0\n", "")
+
+
+UNDER_A_LOCK = """
+    import faulthandler, time
+
+    faulthandler.dump_traceback_later(20, exit=True)
+    gc.disable()
+    watched, found = [], []
+
+    def clock():
+        if any(lock.locked() for lock in watched):
+            found.append(gc.collect() > 0)
+        return time.monotonic()
+
+    mesh = Mesh(Service("orders", [sys.argv[1]]), clock=clock)
+    client = mesh.client("orders")
+    client.get("/")
+    response = client.send(httpx.Request("GET", "http://orders/"), stream=True)
+    chunks = response.iter_raw(1024)
+    next(chunks)
+    cycle = [chunks]
+    cycle.append(cycle)
+    del chunks, cycle
+    watched.append(client._transport._stacks._lock)
+    print(client.get("/").status_code, any(found), mesh.snapshot()["orders"].in_flight)
+    client.close()
+"""
+
+
+def test_C6_a_body_read_in_part_and_collected_under_a_lock_does_not_deadlock(
+    no_leaks: None, upstream: Upstream
+) -> None:
+    """It is the body's generator that goes, with the response still held: that is an exit, not a finalizer."""
+    upstream.script(then={"size": 300_000, "chunked": True})
+    assert run(UNDER_A_LOCK, upstream) == ("200 True 0\n", "")

@@ -370,9 +370,43 @@ def test_a_body_that_dies_is_one_failure_and_is_closed(colour: Colour) -> None:
     mesh = over(TWO[0], inner=Factory({TWO[0]: lambda request: httpx.Response(200, stream=body)}))
     error = colour.run(mesh, get_or_error)
     assert type(error) is httpx.ReadError
+    assert error.__cause__ is not error, "whoever follows the causes would never end"
     assert outcomes(error) == [("first", "failed")]
     [node] = mesh.snapshot()["orders"].nodes
     assert (node.attempts, node.failures, node.in_flight, body.closed) == (1, 1, 0, 1)
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_C4_a_body_that_does_not_close_is_left_at_the_deadline(backend: str) -> None:
+    class Clinging(Body):
+        async def aclose(self) -> None:
+            await anyio.sleep(10)
+
+    body = Clinging(b"x", b"y", interval=0.2)
+    mesh = over(TWO[0], inner=Factory({TWO[0]: lambda _: httpx.Response(200, stream=body)}), timeout=Timeout(total=0.3))
+
+    async def main() -> Exception:
+        async with mesh.async_client("orders") as client:
+            started = time.monotonic()
+            error = await get_or_error(client)
+            assert time.monotonic() - started <= 0.3 + SLACK
+            return error
+
+    assert type(anyio.run(main, backend=backend)) is DeadlineExceeded
+    assert mesh.snapshot()["orders"].in_flight == 0
+
+
+def test_C5_a_rejected_answer_that_cannot_be_read_does_not_end_the_call(colour: Colour) -> None:
+    body = Body(b"x", OSError("odd"))
+    mesh = over(*TWO, inner=Factory({TWO[0]: lambda request: httpx.Response(503, stream=body)}))
+
+    async def script(client: httpx.AsyncClient) -> list[httpx.Response]:
+        return [await client.get("/") for _ in range(2)]
+
+    responses = colour.run(mesh, script)
+    assert [response.text for response in responses] == [TWO[1]] * 2
+    assert [("first", "rejected"), ("retry", "ok")] in map(outcomes, responses)
+    assert [(node.in_flight, node.state) for node in mesh.snapshot()["orders"].nodes] == [(0, "closed")] * 2
 
 
 @pytest.mark.parametrize("size", [100, 500_000])

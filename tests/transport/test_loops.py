@@ -17,9 +17,10 @@ import anyio
 import httpx
 import pytest
 import trio
+from doubles import Factory
 
 from conftest import DESCRIPTORS, Secured
-from meshes import mesh_of, outcomes
+from meshes import mesh_of, outcomes, over
 from meshlib import TLS, DeadlineExceeded, Timeout, options
 from meshlib.testing import Upstream, upstreams
 
@@ -114,6 +115,22 @@ def test_S3_one_async_client_over_consecutive_loops(secured: Secured, turns: str
     used = [{each.connection for each in log if each.target[1] == str(number)} for number in range(len(libraries))]
     assert sum(map(len, used)) == len(set.union(*used)), "two loops shared a connection"
     assert (mesh.snapshot()["orders"].in_flight, mesh.snapshot()["orders"].nodes[0].failures) == (0, 0)
+
+
+@pytest.mark.parametrize("library", ["asyncio", "trio"])
+def test_S3_inner_transports_of_loops_that_are_over_are_forgotten(library: str) -> None:
+    factory = Factory()
+    client = over("10.0.0.1:80", "10.0.0.2:80", inner=factory).async_client("orders")
+
+    async def four() -> None:
+        for _ in range(4):
+            await client.get("/")
+
+    for _ in range(3):
+        RUNS[library](four)
+    assert len(client._transport._stacks._transports) == 2
+    assert [len(each.requests) for each in factory.made] == [2] * 6, "each loop has its own, and keeps them"
+    RUNS[library](client.aclose)
 
 
 def test_S3_a_response_read_after_its_loop(no_leaks: None, upstream: Upstream) -> None:

@@ -529,6 +529,23 @@ def test_a_task_changes_nothing_for_the_others() -> None:
     asyncio.run(main())
 
 
+def test_a_block_that_is_left_in_another_context_ends_nobody_elses() -> None:
+    block = options(timeout=1.0)
+
+    async def enter() -> None:
+        block.__enter__()
+
+    async def main() -> None:
+        with deadline(5.0):
+            ours = current_scope()
+            await asyncio.create_task(enter())
+            block.__exit__(None, None, None)
+            assert current_scope() is ours
+        assert current_scope().deadline == float("inf")
+
+    asyncio.run(main())
+
+
 def test_one_object_may_be_used_by_many_at_once(no_leaks: None) -> None:
     shared, shared_deadline = options(timeout=3.0), deadline(9.0)
 

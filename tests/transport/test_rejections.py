@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import time
 from typing import Any
 
 import anyio.lowlevel
@@ -12,7 +13,7 @@ import pytest
 
 from conftest import Colour
 from meshes import mesh_of, outcomes
-from meshlib import Connections, Mesh, RoundRobin, Service
+from meshlib import Connections, DeadlineExceeded, Mesh, RoundRobin, Service, Timeout, options
 from meshlib.testing import Upstream
 from payloads import BUSY, Wrapped, arrived, unexhausted, until
 
@@ -88,3 +89,21 @@ def test_C5_an_inner_transports_rejection_is_drained_too(colour: Colour, fleet: 
     responses = colour.run(mesh, script)
     assert [outcomes(response) for response in responses] == [[("first", "rejected"), ("retry", "ok")]] * 2
     assert [request.connection for request in fleet[0].log()][:3] == [fleet[0].log()[0].connection] * 3
+
+
+def test_C4_a_drain_ends_at_the_deadline_even_where_a_body_may_run_on(
+    colour: Colour, fleet: list[Upstream], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("meshlib.transport.exchange.DRAIN_TIME", 10.0)
+    for each in fleet[:2]:
+        each.script(then=LONG_REJECTIONS["silence"])
+    mesh = mesh_of(*fleet[:2], timeout=Timeout(total=0.3))
+
+    async def script(client: httpx.AsyncClient) -> None:
+        started = time.monotonic()
+        with options(body_deadline=False), pytest.raises(DeadlineExceeded):
+            await client.get("/")
+        assert time.monotonic() - started < 0.3 + BUSY
+
+    colour.run(mesh, script)
+    assert mesh.snapshot()["orders"].in_flight == 0

@@ -7,6 +7,7 @@ import hashlib
 import json
 import threading
 from collections.abc import AsyncIterator, Iterator
+from typing import Any
 
 import httpx
 import pytest
@@ -28,6 +29,7 @@ from meshlib import (
     report,
 )
 from meshlib.testing import Upstream, upstreams
+from meshlib.transport.stack import AsyncConnection, Stack, SyncTurn
 
 
 def test_a_call_reaches_an_endpoint_and_the_answer_is_whole(colour: Colour, upstream: Upstream) -> None:
@@ -491,6 +493,33 @@ def test_those_who_wait_for_a_connection_are_served_in_turn(no_leaks: None, upst
         for thread in threads:
             thread.join()
     assert min(counts) >= 30, counts
+
+
+class Silent:
+    """A stream that only knows whether it was dropped."""
+
+    is_readable = is_dropped = False
+
+    def abort(self) -> None:
+        self.is_dropped = True
+
+
+def test_a_connection_that_is_too_old_is_not_handed_to_those_who_wait() -> None:
+    settings = Connections(max_per_endpoint=1, max_age=10.0)
+    stack = Stack[Any](Service("orders", ["127.0.0.1:1"], connections=settings), Endpoint("127.0.0.1", 1))
+    assert stack.reserve()
+    stream = Silent()
+    connection = AsyncConnection(stream, stack, 0.0, None)  # type: ignore[arg-type]
+    first, second = SyncTurn(), SyncTurn()
+    stack.waiting.extend([first, second])
+    stack.put(connection, 10.0)
+    assert first.gift is connection
+    assert not stream.is_dropped
+    stack.put(connection, 10.1)
+    assert second.is_set()
+    assert second.gift is None, "the room for a new one goes on to the next"
+    assert stream.is_dropped
+    assert stack.size == 1
 
 
 def test_tasks_that_wait_for_a_connection_are_served_in_turn(no_leaks: None, upstream: Upstream) -> None:

@@ -865,3 +865,28 @@ def test_sixteen_calls_at_once_over_TLS(no_leaks: None, papers: Papers) -> None:
 
         responses = asyncio.run(main())
     assert [response.json()["path"] for response in responses] == [f"/{n}/{m}" for m in range(5) for n in range(16)]
+
+
+@pytest.mark.parametrize("head", [b"", b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nabc"], ids=["headers", "body"])
+def test_a_record_that_does_not_decrypt_is_the_endpoints_failure(colour: Colour, papers: Papers, head: bytes) -> None:
+    served = papers.server("orders")
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(served["cert"], served["key"])
+
+    def answer(sock: socket.socket) -> None:
+        sock.settimeout(20)
+        secure = context.wrap_socket(sock, server_side=True)
+        secure.recv(65536)
+        secure.sendall(head)
+        with socket.socket(fileno=secure.detach()) as bare:
+            bare.sendall(b"\x17\x03\x03\x00\x20" + b"A" * 32)
+            while bare.recv(65536):
+                pass
+
+    with listener(answer) as address:
+        mesh = mesh_of(address, tls=papers.trusting(), retry=ONCE)
+        error = colour.run(mesh, get_or_error)
+    assert type(error) is httpx.ReadError
+    assert outcomes(error) == [("first", "failed")]
+    [node] = mesh.snapshot()["orders"].nodes
+    assert (node.attempts, node.failures, node.in_flight) == (1, 1, 0)
