@@ -240,7 +240,7 @@ def costly(root: str, modules: dict[str, Module]) -> list[str]:
 
 
 def test_what_is_costly_is_imported_lazily() -> None:
-    assert {"meshlib.mesh", "meshlib.core.cluster"} <= loaded_by("meshlib", MODULES)
+    assert {"meshlib.mesh", "meshlib.service"} <= loaded_by("meshlib", MODULES)
     assert costly("meshlib", MODULES) == []
 
 

@@ -12,8 +12,6 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from meshlib.core.cluster import Cluster
-from meshlib.core.snapshot import ServiceSnapshot
 from meshlib.discovery.static import Static
 from meshlib.endpoint import Endpoint
 from meshlib.errors import UnknownService
@@ -25,6 +23,7 @@ from meshlib.validation import ConfigError, Fault
 if TYPE_CHECKING:
     import httpx
 
+    from meshlib.core.snapshot import ServiceSnapshot
     from meshlib.transport.router import Router
 
 
@@ -69,6 +68,8 @@ class Mesh:
         clock: Callable[[], float] = time.monotonic,
         rng: random.Random | None = None,
     ) -> None:
+        from meshlib.core.cluster import Cluster
+
         _check(services)
         self._clock = clock
         self._inner = inner

@@ -6,10 +6,11 @@ so a body that dies after its response was handed out still shows up in a report
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from meshlib.core.node import Node
-from meshlib.core.outcome import Outcome
+if TYPE_CHECKING:
+    from meshlib.core.node import Node
+    from meshlib.core.outcome import Outcome
 
 Kind = Literal["first", "retry", "transparent", "failover"]
 

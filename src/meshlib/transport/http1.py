@@ -61,7 +61,7 @@ class Http1:
         """What the peer says next, apart from interim answers; `h11.NEED_DATA` if more has to be read first."""
         try:
             event = self._h11.next_event()
-            while type(event) is h11.InformationalResponse and event.status_code != 101:
+            while isinstance(event, h11.InformationalResponse) and event.status_code != 101:
                 event = self._h11.next_event()
         except h11.RemoteProtocolError as error:
             raise httpcore.RemoteProtocolError(str(error)) from error

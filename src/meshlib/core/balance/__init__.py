@@ -9,12 +9,13 @@ and their effective weights.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
-from meshlib.core.chance import Rng
-from meshlib.core.node import Node
+if TYPE_CHECKING:
+    from meshlib.core.chance import Rng
+    from meshlib.core.node import Node
 
-Candidates = Callable[[float, str | None], Iterator[Node]]
+Candidates: TypeAlias = "Callable[[float, str | None], Iterator[Node]]"
 """`candidates(now, key)`: the nodes for one call, best first, each at most once."""
 
 

@@ -11,11 +11,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from typing import TYPE_CHECKING
 
-from meshlib.core.balance import Candidates
-from meshlib.core.chance import Rng
-from meshlib.core.node import Node
 from meshlib.validation import check, ruled, whole
+
+if TYPE_CHECKING:
+    from meshlib.core.balance import Candidates
+    from meshlib.core.chance import Rng
+    from meshlib.core.node import Node
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -10,10 +10,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from heapq import heapify, heappop, heappush, heapreplace
+from typing import TYPE_CHECKING
 
-from meshlib.core.balance import Candidates
-from meshlib.core.chance import Rng
-from meshlib.core.node import Node
+if TYPE_CHECKING:
+    from meshlib.core.balance import Candidates
+    from meshlib.core.chance import Rng
+    from meshlib.core.node import Node
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
