@@ -28,9 +28,10 @@ def install(session: nox.Session, project: str, *groups: str) -> None:
 
 @nox.session(python=PYTHONS)
 def tests(session: nox.Session) -> None:
-    """Run pytest; arguments after `--` go to it."""
+    """Run pytest in three processes; arguments after `--` go to it."""
     install(session, ".[cli]", "test")
-    session.run("pytest", *session.posargs)
+    # Most tests wait, for a server or a clock, so there may be more of them than cores.
+    session.run("pytest", "--numprocesses=3", *session.posargs)
 
 
 @nox.session

@@ -769,7 +769,6 @@ def test_an_unknown_option_is_a_type_error_that_names_the_known_ones() -> None:
         {"replayable": 1},
         {"body_deadline": 0},
     ],
-    ids=repr,
 )
 def test_an_option_that_cannot_be_is_refused_where_it_is_written(given: dict[str, Any]) -> None:
     (said,) = faults_of(options, **given)
