@@ -22,7 +22,7 @@ def described() -> dict[str, Any]:
         "machine": {
             "cpu": _cpu(),
             "cores": os.cpu_count(),
-            "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+            "system": f"{platform.system()} {platform.machine()}",
             "python": f"{platform.python_implementation()} {platform.python_version()}",
         },
         "versions": {name: version for name in DISTRIBUTIONS if (version := _version(name))},
