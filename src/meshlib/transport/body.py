@@ -33,7 +33,7 @@ class Stalled(httpcore.WriteTimeout):
 
 
 class SourceFailed(Exception):
-    """Stands for an exception of the caller's source that httpcore would take for the connection's."""
+    """Stands for an exception of the caller's source that would be taken for the connection's."""
 
 
 class Bytes(httpx.SyncByteStream, httpx.AsyncByteStream):
@@ -105,7 +105,7 @@ class Recording:
     def _broke(self, error: Exception) -> Exception:
         """The source raised, so there is no second half to play on with. Returns what is to be raised."""
         self.error = error
-        # A server may answer before it has the whole body: httpcore goes on to read when it sees this one.
+        # A server may answer before it has the whole body: whoever sends goes on to read when it sees this one.
         return SourceFailed() if isinstance(error, httpcore.WriteError) else error
 
     def _went_on(self, began: float) -> None:

@@ -85,7 +85,7 @@ def send(http: Http1, stream: Any, exchange: Exchange, attempt: Attempt) -> Answ
     try:
         _write(http, stream, exchange, attempt, timeouts.get("write"))
     except httpcore.WriteError:
-        pass  # a server may answer before it has the whole request, and hang up
+        pass  # a server may answer before it has the whole request, and hang up; if not, reading says what is wrong
     timeout = timeouts.get("read")
     while (event := http.event()) is h11.NEED_DATA:
         http.feed(stream.read(CHUNK, timeout))
@@ -137,7 +137,7 @@ async def asend(http: Http1, stream: Any, exchange: Exchange, attempt: Attempt) 
     try:
         await _awrite(http, stream, exchange, attempt, timeouts.get("write"))
     except httpcore.WriteError:
-        pass  # a server may answer before it has the whole request, and hang up
+        pass  # a server may answer before it has the whole request, and hang up; if not, reading says what is wrong
     timeout = timeouts.get("read")
     while (event := http.event()) is h11.NEED_DATA:
         http.feed(await stream.read(CHUNK, timeout))

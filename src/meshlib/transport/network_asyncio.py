@@ -81,7 +81,7 @@ class AsyncioStream(Bounded, asyncio.Protocol, httpcore.AsyncNetworkStream):
         self._is_paused = False
         _wake(self._writer)
 
-    # What httpcore calls
+    # What a connection calls
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         """Wait for some bytes; none means that the peer has closed."""

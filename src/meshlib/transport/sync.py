@@ -1,6 +1,7 @@
 """The sync driver: turns a call with blocking I/O.
 
-Decides nothing; see `meshlib.core.call`. Its twin is `aio`, and the two are kept alike line by line.
+Decides nothing; see `meshlib.core.call`. Its twin is `aio`, and the two are kept alike line by line, but for what only
+a sync generator meets: the garbage collector may close it amid one of our locks.
 """
 
 from __future__ import annotations
