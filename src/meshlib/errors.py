@@ -13,7 +13,7 @@ import httpx
 
 from meshlib.validation import ConfigError, Fault
 
-__all__ = ["ConfigError", "DeadlineExceeded", "Fault", "MeshError", "NoEndpoints", "UnknownService"]
+__all__ = ["ConfigError", "DeadlineExceeded", "Fault", "MeshError", "NoEndpoints", "ResolveError", "UnknownService"]
 
 
 class MeshError(httpx.TransportError):
@@ -39,6 +39,10 @@ class UnknownService(MeshError):
 
 class NoEndpoints(MeshError):
     """The service has no endpoint that a call could be sent to."""
+
+
+class ResolveError(MeshError):
+    """Where a service's endpoints are to be found out, they were not: the resolver has no answer, or a bad one."""
 
 
 class DeadlineExceeded(MeshError, httpx.TimeoutException):

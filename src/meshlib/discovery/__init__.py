@@ -1,4 +1,75 @@
 """Resolvers: which endpoints a service has.
 
-A resolver answers with a whole set of endpoints, off the request path. It never judges whether one of them is well.
+A resolver answers with a whole set of endpoints, off the request path. It never judges whether one of them is well, and
+it keeps no last good answer: whoever watches it does (`meshlib.discovery.watch`).
 """
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+from meshlib.endpoint import Endpoint
+
+if TYPE_CHECKING:
+    from meshlib.discovery.consul import Consul
+    from meshlib.discovery.dns import Dns, DnsSrv
+    from meshlib.discovery.failover import Failover
+    from meshlib.discovery.file import File
+    from meshlib.discovery.static import Static
+
+__all__ = ["Consul", "Dns", "DnsSrv", "Failover", "File", "Resolution", "Resolver", "Static"]
+
+
+@dataclass(frozen=True)
+class Resolution:
+    """What a resolver found: the whole set.
+
+    Args:
+        endpoints: all of them; a host may be a name, which is then looked up in the DNS.
+        ttl: seconds after which to ask again; None to ask again at once, for a resolver that then waits until there is
+            something newer.
+        index: whatever the resolver wants to find in `previous` when it is asked again.
+        warnings: what people should know of this answer: that it may be old, that a part of it was left out.
+    """
+
+    endpoints: Sequence[Endpoint]
+    ttl: float | None
+    index: Any = None
+    warnings: Sequence[str] = field(default=(), kw_only=True)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "endpoints", tuple(self.endpoints))
+        object.__setattr__(self, "warnings", tuple(self.warnings))
+
+
+@runtime_checkable
+class Resolver(Protocol):
+    """Anything that knows the endpoints of a service.
+
+    It may have two more attributes: `source`, which says in a word or a URL where its answers come from, for people;
+    and `watch_key`, a hashable value by which two services share one watch instead of asking for the same twice.
+    """
+
+    async def resolve(self, service: str, previous: Resolution | None) -> Resolution:
+        """Find the endpoints.
+
+        Args:
+            service: the name of the service that asks.
+            previous: the answer before, if there is one to wait for something newer than; None wants an answer now.
+
+        Raises:
+            Exception: whatever went wrong; the last good answer stays in force, and the resolver is asked again.
+        """
+        ...
+
+
+def __getattr__(name: str) -> Any:
+    # The resolvers bring their clients along (dnspython, httpx), and most programs use one of them.
+    if name in __all__:
+        from importlib import import_module
+
+        room = "dns" if name == "DnsSrv" else name.lower()
+        return getattr(import_module(f"meshlib.discovery.{room}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
