@@ -16,7 +16,9 @@ import httpx
 import pytest
 
 from meshes import mesh_of
-from meshlib import TLS, Mesh
+from meshlib import TLS, Mesh, control
+from meshlib.core import last_good
+from meshlib.discovery import feed, watch
 from meshlib.testing import Upstream, upstreams
 
 DESCRIPTORS = Path("/proc/self/fd") if Path("/proc/self/fd").exists() else Path("/dev/fd")
@@ -116,6 +118,17 @@ def upstream(no_leaks: None) -> Iterator[Upstream]:
     """One upstream process."""
     with upstreams(1) as started:
         yield started[0]
+
+
+@pytest.fixture
+def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What takes the control plane a second takes it a fiftieth."""
+    monkeypatch.setattr(watch, "PACE", 0.02)
+    monkeypatch.setattr(feed, "EVERY", 0.01)
+    monkeypatch.setattr(last_good, "SHORTEST", 0.002)
+    monkeypatch.setattr(last_good, "LONGEST", 0.2)
+    monkeypatch.setattr(last_good, "DOUBT_EVERY", 0.04)
+    monkeypatch.setattr(control, "SHORTEST", 0.002)
 
 
 @dataclass

@@ -12,7 +12,7 @@ from meshlib.core.balance.least_request import LeastRequest
 from meshlib.core.balance.round_robin import RoundRobin
 from meshlib.core.report import report
 from meshlib.endpoint import Endpoint
-from meshlib.errors import ConfigError, DeadlineExceeded, MeshError, NoEndpoints, UnknownService
+from meshlib.errors import ConfigError, DeadlineExceeded, MeshError, NoEndpoints, ResolveError, UnknownService
 from meshlib.mesh import Mesh
 from meshlib.policy import TLS, Breaker, Budget, Connections, Retry, Timeout
 from meshlib.scope import deadline, options
@@ -32,6 +32,7 @@ __all__ = [
     "Mesh",
     "MeshError",
     "NoEndpoints",
+    "ResolveError",
     "Retry",
     "RoundRobin",
     "Service",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 import time
+import weakref
 from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -18,13 +19,17 @@ from meshlib.errors import UnknownService
 from meshlib.fork import inherited
 from meshlib.policy import TLS
 from meshlib.service import Service
+from meshlib.transport.draining import Clients
 from meshlib.validation import ConfigError, Fault
 
 if TYPE_CHECKING:
     import httpx
 
+    from meshlib.control import Control
+    from meshlib.core.cluster import Cluster
     from meshlib.core.snapshot import ServiceSnapshot
     from meshlib.transport.router import Router
+    from meshlib.updates import Updates
 
 
 NOT_FOR_CLIENTS = {
@@ -77,10 +82,18 @@ class Mesh:
         self._rng = rng or random.Random()
         self._is_own_rng = rng is None
         self._clusters = {service.name: Cluster(service, self._rng) for service in services}
+        self._clients = Clients()
+        self._control: Control | None = None
+        self._updates: Updates | None = None
+        to_find = []
         for cluster in self._clusters.values():
             resolver = cluster.service.resolver
-            assert isinstance(resolver, Static)  # the service has seen to it
-            cluster.publish(resolver.endpoints, resolver.source, clock())
+            if isinstance(resolver, Static) and resolver.is_resolved:
+                cluster.publish(resolver.endpoints, resolver.source, clock())
+            else:
+                to_find.append(cluster)
+        if to_find:
+            self._find(to_find)
         inherited.add(self)
 
     def client(self, service: str | None = None, **kwargs: Any) -> httpx.Client:
@@ -123,11 +136,39 @@ class Mesh:
         now = self._clock()
         return {name: cluster.snapshot(now) for name, cluster in self._clusters.items()}
 
+    def wait_ready(self, timeout: float) -> None:
+        """Start finding endpoints now, and block until every service has a first answer.
+
+        Without it the first call to a service starts and waits, within its own time.
+
+        Args:
+            timeout: seconds.
+
+        Raises:
+            ResolveError: if a service has none by then; it says which ones, and why.
+        """
+        if self._updates is not None:
+            self._updates.wait(timeout)
+
+    async def await_ready(self, timeout: float) -> None:
+        """See `wait_ready`; on asyncio and trio."""
+        if self._updates is not None:
+            await self._updates.wait_async(timeout)
+
     def close(self) -> None:
-        """Let go of what the mesh runs. Clients are closed on their own, as with httpx."""
+        """Stop what the mesh runs: endpoints are not looked for any more, and calls make do with those known last.
+
+        Clients are closed on their own, as with httpx. `with mesh:` starts again what was stopped.
+        """
+        if self._control is not None:
+            self._control.close()
+        if self._updates is not None:
+            self._updates.close()
 
     async def aclose(self) -> None:
         """See `close`."""
+        if self._control is not None:
+            await self._control.aclose()
         self.close()
 
     def forget(self) -> None:
@@ -138,6 +179,8 @@ class Mesh:
             self._rng.seed()  # or all children would draw alike
 
     def __enter__(self) -> Mesh:
+        if self._control is not None:
+            self._control.reopen()
         return self
 
     def __exit__(
@@ -146,7 +189,7 @@ class Mesh:
         self.close()
 
     async def __aenter__(self) -> Mesh:
-        return self
+        return self.__enter__()
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -156,10 +199,27 @@ class Mesh:
     def __repr__(self) -> str:
         return f"<Mesh of {', '.join(self._clusters) or 'no services'}>"
 
+    def _find(self, clusters: list[Cluster]) -> None:
+        """Have the endpoints of these services found out, from the first use on."""
+        from meshlib.control import Control
+        from meshlib.updates import Updates
+
+        rng = random.SystemRandom()  # jitter must differ in every process, and forks
+        self._control = Control(rng)
+        self._updates = Updates(clusters, self._control, self._clients, self._clock, rng)
+        weakref.finalize(self, self._control.close, 0.0).atexit = False  # the control plane sees to that exit itself
+
     def _router(self) -> Router:
         from meshlib.transport.router import Router
 
-        return Router(self._clusters, self._clock, send_deadline=self._send_deadline, inner=self._inner, owner=self)
+        return Router(
+            self._clusters,
+            self._clock,
+            send_deadline=self._send_deadline,
+            inner=self._inner,
+            clients=self._clients,
+            owner=self,
+        )
 
     def _settings(self, service: str | None, kwargs: dict[str, Any]) -> dict[str, Any]:
         for name in kwargs.keys() & NOT_FOR_CLIENTS.keys():

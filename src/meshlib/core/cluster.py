@@ -7,9 +7,9 @@ assignment. It never resolves a name and never does I/O; the lock is held for ar
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Sequence
 from threading import Lock
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from meshlib.core.budget import Bucket
 from meshlib.core.chance import Rng
@@ -23,6 +23,18 @@ if TYPE_CHECKING:
     from meshlib.service import Service
 
 
+class Pending(Protocol):
+    """What a call waits for while nobody asks the service's resolver, or there is no answer yet."""
+
+    def wait(self, left: float) -> None:
+        """Wait `left` seconds at most."""
+        ...
+
+    async def wait_async(self, left: float) -> None:
+        """See `wait`."""
+        ...
+
+
 class Cluster:
     """The live state of a service.
 
@@ -32,6 +44,9 @@ class Cluster:
 
     Attributes:
         view: what the request path reads, without the lock.
+        pending: what a call waits for before it begins; None as a rule.
+        is_known: whether there was a first answer, which may have been that there is no endpoint.
+        warnings: what people should know of the endpoints and where they come from.
         bucket: the retry budget.
         orphans: attempts whose response was garbage-collected without being closed. A finalizer may run while this
             very thread holds the lock, so it appends here and the next call does the counting.
@@ -45,31 +60,56 @@ class Cluster:
         self.orphans: deque[Attempt] = deque()
         self._nodes: dict[Place, Node] = {}
         self._source = ""
-        self._published_at = 0.0
+        self._known_at = 0.0
+        self.pending: Pending | None = None
+        self.is_known = False
+        self.warnings: tuple[str, ...] = ()
         self.view = View.build((), service.balancer, rng, service.breaker.max_ejected)
 
-    def publish(self, endpoints: Iterable[Endpoint], source: str, now: float) -> None:
-        """Take over a new set of endpoints; places that stay keep their node.
+    def publish(self, endpoints: Sequence[Endpoint], source: str, now: float) -> list[Place]:
+        """Take over a set of endpoints; places that stay keep their node.
 
         Args:
             endpoints: the whole set.
             source: where it came from, for people.
-            now: the time.
+            now: when it was last confirmed.
+
+        Returns:
+            The places that are no longer in it.
         """
+        wanted = {endpoint.place: endpoint for endpoint in endpoints}
         with self.lock:
-            nodes: dict[Place, Node] = {}
-            for endpoint in endpoints:
-                node = self._nodes.get(endpoint.place) or Node(endpoint, self.service.breaker)
-                node.endpoint, node.effective_weight = endpoint, float(endpoint.weight)
-                nodes[endpoint.place] = node
-            self._nodes, self._source, self._published_at = nodes, source, now
+            self._source, self._known_at, self.is_known = source, now, True
+            if wanted == {place: node.endpoint for place, node in self._nodes.items()}:
+                return []
+            gone = [place for place in self._nodes if place not in wanted]
+            self._nodes = {place: self._node(endpoint) for place, endpoint in wanted.items()}
             self.view = View.build(
-                tuple(nodes.values()), self.service.balancer, self.rng, self.service.breaker.max_ejected
+                tuple(self._nodes.values()), self.service.balancer, self.rng, self.service.breaker.max_ejected
             )
+        return gone
+
+    def has(self, place: Place) -> bool:
+        """Whether a place is one of its endpoints."""
+        return place in self._nodes
+
+    def why_empty(self, now: float) -> str:
+        """Why there is no endpoint to call, in words."""
+        said = "".join(f"; {warning}" for warning in self.warnings)
+        if not self.is_known:
+            return f"its endpoints are not known yet{said}"
+        if self._nodes:
+            return "no endpoint is to be called now"
+        return f"{self._source or 'its resolver'} has no endpoint for it, as of {now - self._known_at:.0f} s ago{said}"
 
     def record(self, node: Node, permit: int, success: bool | None, now: float) -> None:
         """Tell a node's breaker a verdict. Under the lock."""
         node.breaker.record(permit, success, now, self.view.may_eject, self.rng)
+
+    def _node(self, endpoint: Endpoint) -> Node:
+        node = self._nodes.get(endpoint.place) or Node(endpoint, self.service.breaker)
+        node.endpoint, node.effective_weight = endpoint, float(endpoint.weight)
+        return node
 
     def collect_orphans(self) -> None:
         """Count the ends of responses that were garbage-collected. Under the lock."""
@@ -95,8 +135,8 @@ class Cluster:
                 panic=False,
                 budget_tokens=self.bucket.tokens,
                 source=self._source,
-                age=now - self._published_at,
-                warnings=(),
+                age=now - self._known_at,
+                warnings=self.warnings,
             )
 
 

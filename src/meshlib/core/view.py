@@ -6,7 +6,7 @@ swapped whole by one assignment, so readers take no lock. It never changes a nod
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from meshlib.core.balance import Balancer, Candidates
@@ -20,7 +20,7 @@ class View:
 
     Attributes:
         nodes: all of them.
-        candidates: the balancer's order for one call.
+        candidates: the balancer's order for one call, level after level.
         balancer: its name, which is the reason most endpoints are chosen for.
         most_ejected: how many nodes may be ejected at once.
     """
@@ -38,7 +38,8 @@ class View:
         ejects on local evidence must not send everybody to the survivors.
         """
         count = len(nodes)
-        candidates = balancer.prepare(nodes, rng) if nodes else _nobody
+        levels = [balancer.prepare(level, rng) for level in _levels(nodes)]
+        candidates = levels[0] if len(levels) == 1 else _one_after_the_other(levels)
         return cls(nodes, candidates, type(balancer).__name__, min(count - 1, max(1, int(count * max_ejected))))
 
     def may_eject(self) -> bool:
@@ -46,5 +47,17 @@ class View:
         return sum(node.breaker.state != "closed" for node in self.nodes) < self.most_ejected
 
 
-def _nobody(now: float, key: str | None) -> Iterator[Node]:
-    return iter(())
+def _levels(nodes: Sequence[Node]) -> list[list[Node]]:
+    """The nodes by priority, the preferred ones first."""
+    priorities = sorted({node.endpoint.priority for node in nodes})
+    return [[node for node in nodes if node.endpoint.priority == priority] for priority in priorities]
+
+
+def _one_after_the_other(levels: Sequence[Candidates]) -> Candidates:
+    """A lower level is asked when those above it have no candidate left."""
+
+    def candidates(now: float, key: str | None) -> Iterator[Node]:
+        for level in levels:
+            yield from level(now, key)
+
+    return candidates

@@ -31,6 +31,7 @@ class AsyncMeshTransport(httpx.AsyncBaseTransport):
         self._stacks: Any = (
             AsyncStacks(router.clock) if router.inner is None else AsyncInnerStacks(router.inner, router.clock)
         )
+        router.clients.add(self._stacks)
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """See `httpx.AsyncBaseTransport`.
@@ -38,12 +39,15 @@ class AsyncMeshTransport(httpx.AsyncBaseTransport):
         Raises:
             UnknownService: if the URL's host is not a declared service.
             NoEndpoints: if there is no endpoint to send it to.
+            ResolveError: if its endpoints are not known, and will not be.
             DeadlineExceeded: if the total time ran out.
             httpx.TransportError: the last attempt's failure.
         """
         exchange = self._router.exchange(request, AsyncRecordedBody)
         reply: AsyncReply | None = None
         try:
+            if exchange.cluster.pending is not None:
+                await exchange.cluster.pending.wait_async(exchange.deadline - exchange.clock())
             while (attempt := exchange.begin(exchange.clock())) is not None:
                 reply, again = await self._attempt(exchange, attempt, reply)
                 if again is None:

@@ -13,13 +13,16 @@ from functools import partial
 from typing import Any
 
 from meshlib.core.report import Attempt
+from meshlib.endpoint import Place
 from meshlib.fork import inherited
 from meshlib.transport import network, network_anyio, network_asyncio
+from meshlib.transport.draining import Cut
 from meshlib.transport.exchange import Exchange
 from meshlib.transport.loops import loops, on_asyncio, post, running_loop
 from meshlib.transport.network import Bounded, Clock
 from meshlib.transport.stack import (
     AsyncConnection,
+    C,
     Connection,
     Key,
     Stack,
@@ -104,6 +107,18 @@ class SyncStacks:
             self._collect_orphans()
             for stack in self._stacks.values():
                 stack.clear()
+
+    def drain(self, service: str, place: Place) -> Cut:
+        """See `draining.Stacks`."""
+        with self._lock:
+            stacks = _taken_from(self._stacks, service, place)
+
+        def cut() -> None:
+            with self._lock:
+                for connection in [each for stack in stacks for each in stack.open]:
+                    connection.stream.cut()
+
+        return cut
 
     def forget(self) -> None:
         """After a fork, in the child: start anew. The streams see to themselves."""
@@ -210,6 +225,25 @@ class AsyncStacks:
                 if loop == here or not post(loop, stack.clear):
                     stack.clear()
 
+    def drain(self, service: str, place: Place) -> Cut:
+        """See `draining.Stacks`."""
+        drained: list[tuple[object, Stack[AsyncConnection]]] = []
+
+        def drain_here(loop: object, stacks: dict[Key, Stack[AsyncConnection]]) -> None:
+            drained.extend((loop, stack) for stack in _taken_from(stacks, service, place))
+
+        def cut_here(stack: Stack[AsyncConnection]) -> None:
+            for connection in list(stack.open):
+                connection.stream.abort()
+
+        def cut() -> None:
+            for loop, stack in drained:
+                post(loop, partial(cut_here, stack))
+
+        for loop, stacks in list(self._loops.items()):
+            post(loop, partial(drain_here, loop, stacks))
+        return cut
+
     def forget(self) -> None:
         """See `SyncStacks.forget`."""
         self._lock = threading.Lock()
@@ -261,3 +295,11 @@ class AsyncStacks:
 
     def __del__(self) -> None:
         abandon_all(self._all_stacks(), self._is_closed)
+
+
+def _taken_from(stacks: dict[Key, Stack[C]], service: str, place: Place) -> list[Stack[C]]:
+    """Take out the stacks of one place, draining; a call that is on its way there yet makes a new one."""
+    taken = [stacks.pop(key) for key in list(stacks) if key[:2] == (service, place)]
+    for stack in taken:
+        stack.drain()
+    return taken

@@ -19,7 +19,7 @@ from meshlib.core.call import TIMER_SLACK, Call
 from meshlib.core.cluster import Cluster
 from meshlib.core.outcome import End
 from meshlib.core.report import Attempt
-from meshlib.errors import DeadlineExceeded, NoEndpoints
+from meshlib.errors import DeadlineExceeded, NoEndpoints, ResolveError
 from meshlib.policy import Timeout
 from meshlib.scope import NOTHING, checked, current_scope
 from meshlib.transport import binding
@@ -175,16 +175,22 @@ class Exchange(Call):
         """
         report = self.report
         last, self._error = self._error, None  # its traceback leads back to this object
+        if last is None and not self.cluster.is_known:
+            last = self._nobody()
         if self.clock() >= (self.deadline if deadline is None else deadline) - TIMER_SLACK:
             given = max(0.0, self.deadline - self._started)
             said = f"{report.service}: no answer within {given:.3g} s"
+            if isinstance(last, ResolveError):
+                said = f"{said}: {self.cluster.why_empty(0.0)}"
             error: Exception = DeadlineExceeded(said, request=self.request)
             error.__cause__ = last
-        elif last is None:
-            error = NoEndpoints(f"{report.service}: no endpoint is to be called now", request=self.request)
         else:
-            error = binding.httpx_error(last, self.request)
+            error = binding.httpx_error(last or self._nobody(), self.request)
         return self._with_report(error)
+
+    def _nobody(self) -> Exception:
+        kind = NoEndpoints if self.cluster.is_known else ResolveError
+        return kind(f"{self.report.service}: {self.cluster.why_empty(self.clock())}", request=self.request)
 
     def _account(self, attempt: Attempt) -> None:
         """What the source of the body took is not the endpoint's time."""

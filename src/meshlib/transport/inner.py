@@ -19,10 +19,11 @@ from meshlib.core.report import Attempt, Report
 from meshlib.endpoint import Endpoint, Place
 from meshlib.fork import inherited, strays
 from meshlib.transport import binding
+from meshlib.transport.draining import Cut
 from meshlib.transport.exchange import Exchange
 from meshlib.transport.inner_body import InnerBody, SyncInnerBody
 from meshlib.transport.inner_httpx import CancellableTransport, Gate
-from meshlib.transport.loops import loops, on_asyncio, running_loop
+from meshlib.transport.loops import loops, on_asyncio, running_loop, spawn
 from meshlib.transport.network import Bounded, Clock
 from meshlib.transport.waits import within
 
@@ -175,6 +176,15 @@ class InnerStacks:
             while self._transports:
                 stack.callback(self._transports.popitem()[1].close)
 
+    def drain(self, service: str, place: Place) -> Cut:
+        """See `draining.Stacks`. A transport has no way to drain: it is closed at the end, whole."""
+        return lambda: self._close_all([key for key in list(self._transports) if key[:2] == (service, place)])
+
+    def _close_all(self, keys: list[tuple[str, Place, object]]) -> None:
+        for key in keys:
+            if (transport := self._transports.pop(key, None)) is not None:
+                transport.close()
+
     def forget(self) -> None:
         """After a fork, in the child: the transports are the parent's."""
         strays.append(self._transports)
@@ -210,6 +220,11 @@ class AsyncInnerStacks(InnerStacks):
         async with contextlib.AsyncExitStack() as stack:
             while self._transports:
                 stack.push_async_callback(self._transports.popitem()[1].aclose)
+
+    def _close_all(self, keys: list[tuple[str, Place, object]]) -> None:
+        for key in keys:
+            if (transport := self._transports.pop(key, None)) is not None:
+                spawn(key[2], transport.aclose)
 
     def _home(self) -> object:
         return running_loop()

@@ -8,7 +8,7 @@ alone, so one generator for each loop waits for it. It never starts, runs or sto
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from typing import Any
 from weakref import WeakSet
 
@@ -76,6 +76,26 @@ def post(loop: Any, work: Callable[[], object]) -> bool:
     except RuntimeError:
         return False
     return True
+
+
+def spawn(loop: Any, job: Callable[[], Coroutine[Any, Any, object]]) -> bool:
+    """Have a loop run a coroutine in a task of its own; from any thread. False if the loop is over."""
+
+    def start() -> None:
+        if on_asyncio(loop):
+            task = loop.create_task(job())
+            _spawned.add(task)
+            task.add_done_callback(_spawned.discard)
+        else:
+            import trio
+
+            trio.lowlevel.spawn_system_task(job)
+
+    return post(loop, start)
+
+
+_spawned: set[asyncio.Task[object]] = set()
+"""A loop keeps no strong reference to its tasks."""
 
 
 async def _close_at_the_end(streams: WeakSet[Bounded]) -> AsyncGenerator[None]:

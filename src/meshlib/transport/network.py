@@ -184,6 +184,13 @@ class Stream(Bounded, httpcore.NetworkStream):
         """See `Bounded.abort`."""
         self._sock.close()
 
+    def cut(self) -> None:
+        """End whatever another thread is doing with it; that one closes it."""
+        try:
+            socket.socket.shutdown(self._sock, socket.SHUT_RDWR)  # past TLS, whose state is the other thread's
+        except OSError:
+            pass  # it is closed, or its peer has gone
+
     @property
     def ssl_object(self) -> ssl.SSLSocket | None:
         """The TLS side of the connection, if it has one."""

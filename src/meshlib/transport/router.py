@@ -15,6 +15,7 @@ from meshlib.core.cluster import Cluster
 from meshlib.core.report import Report
 from meshlib.errors import UnknownService
 from meshlib.service import Service
+from meshlib.transport.draining import Clients
 from meshlib.transport.exchange import Exchange, Recorder
 from meshlib.transport.network import Clock
 
@@ -27,6 +28,7 @@ class Router:
         clock: the mesh's.
         send_deadline: whether the next hop is told what is left of a call's time.
         inner: makes the transport for an endpoint; None for our own connections.
+        clients: whom connections are made known to, so that those of an endpoint that has gone are drained.
         owner: what begins anew after a fork; it lives as long as anybody who calls.
     """
 
@@ -37,12 +39,14 @@ class Router:
         *,
         send_deadline: bool = True,
         inner: Any = None,
+        clients: Clients | None = None,
         owner: Any = None,
     ) -> None:
         self.clock = clock
         self.inner = inner
         self._send_deadline = send_deadline
         self._clusters = clusters
+        self.clients = Clients() if clients is None else clients
         self._owner = owner
 
     def exchange(self, request: httpx.Request, recorder: Recorder) -> Exchange:

@@ -130,6 +130,7 @@ class Stack(Generic[C]):
         self.open: set[C] = set()
         self.waiting: deque[Turn] = deque()
         self._idle: deque[C] = deque()
+        self._max_idle = service.connections.max_idle
 
     def pop(self, now: float) -> C | None:
         """The idle connection that was used last, if it is not too old."""
@@ -158,7 +159,7 @@ class Stack(Generic[C]):
             return
         if self._hand_over(connection):
             return
-        if len(self._idle) >= self.settings.max_idle:
+        if len(self._idle) >= self._max_idle:
             self.drop(connection)
         else:
             self._idle.append(connection)
@@ -191,6 +192,11 @@ class Stack(Generic[C]):
         """Close every idle connection."""
         while self._idle:
             self.drop(self._idle.pop())
+
+    def drain(self) -> None:
+        """Keep no connection any more: no new calls are to come, and old ones finish."""
+        self._max_idle = 0
+        self.clear()
 
     def _hand_over(self, gift: C | None) -> bool:
         """Give what has become free to the first of those who wait; False if nobody does."""

@@ -32,6 +32,7 @@ class MeshTransport(httpx.BaseTransport):
         self._stacks: Any = (
             SyncStacks(router.clock) if router.inner is None else InnerStacks(router.inner, router.clock)
         )
+        router.clients.add(self._stacks)
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         """See `httpx.BaseTransport`.
@@ -39,12 +40,15 @@ class MeshTransport(httpx.BaseTransport):
         Raises:
             UnknownService: if the URL's host is not a declared service.
             NoEndpoints: if there is no endpoint to send it to.
+            ResolveError: if its endpoints are not known, and will not be.
             DeadlineExceeded: if the total time ran out.
             httpx.TransportError: the last attempt's failure.
         """
         exchange = self._router.exchange(request, RecordedBody)
         reply: SyncReply | None = None
         try:
+            if exchange.cluster.pending is not None:
+                exchange.cluster.pending.wait(exchange.deadline - exchange.clock())
             while (attempt := exchange.begin(exchange.clock())) is not None:
                 reply, again = self._attempt(exchange, attempt, reply)
                 if again is None:

@@ -1,0 +1,170 @@
+"""The control plane: one daemon thread per mesh, with one asyncio loop, for everything that is not a call.
+
+Decides when that thread starts and ends, and that none of its jobs ends by an exception. What the jobs do is theirs:
+they publish, and the request path only reads. The thread starts at the first use, ends with the mesh and within a
+second of the interpreter's exit, and starts anew in a forked child that needs it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import logging
+import os
+import selectors
+import threading
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from weakref import WeakSet
+
+import anyio
+
+from meshlib.core.chance import Rng
+from meshlib.fork import inherited, strays
+
+Job = Callable[[], Awaitable[None]]
+
+PATIENCE = 1.0
+"""Seconds that `close` waits for the thread, and the interpreter for it at its exit."""
+
+SHORTEST, LONGEST = 0.1, 10.0
+"""Seconds from a job's failure to its next start: at the least, and at the most."""
+
+logger = logging.getLogger("meshlib.control")
+
+
+class Control:
+    """The thread and its jobs.
+
+    Args:
+        rng: for the jitter of restarts.
+
+    Attributes:
+        starters: called on the loop when the thread starts; they `supervise` their jobs.
+        failures: how often each job has failed.
+    """
+
+    def __init__(self, rng: Rng) -> None:
+        self.starters: list[Callable[[Control], None]] = []
+        self.failures: Counter[str] = Counter()
+        self._rng = rng
+        self._run: _Run | None = None
+        self._is_closed = False
+        self._lock = threading.Lock()
+        inherited.add(self)
+        _controls.add(self)
+
+    def ensure(self) -> bool:
+        """Start the thread unless it runs; from any thread. Returns False if that cannot be any more."""
+        with self._lock:
+            if self._is_closed or _is_exiting:
+                return False
+            if self._run is None:
+                self._run = _Run(self._begin)
+            return True
+
+    def close(self, patience: float = PATIENCE) -> None:
+        """Stop the jobs and the thread, and wait for its end, at most `patience` seconds; from any thread."""
+        if (thread := self._stop()) is not None and thread is not threading.current_thread():
+            thread.join(patience)
+
+    async def aclose(self) -> None:
+        """See `close`; on asyncio and trio."""
+        if (thread := self._stop()) is not None:
+            with anyio.move_on_after(PATIENCE):
+                while thread.is_alive():
+                    await anyio.sleep(0.005)  # a thread that joined it would itself outlive this
+
+    def reopen(self) -> None:
+        """Let the thread start again."""
+        self._is_closed = False
+
+    def supervise(self, name: str, job: Job) -> asyncio.Task[None]:
+        """Run a job on the loop, and run it again when it fails; only on the loop. Cancel the task to end it."""
+        return asyncio.get_running_loop().create_task(self._supervised(name, job), name=f"meshlib: {name}")
+
+    def forget(self) -> None:
+        """After a fork, in the child: the thread is the parent's alone."""
+        self._lock = threading.Lock()
+        run, self._run = self._run, None
+        if run is not None:
+            run.forget()
+
+    def _stop(self) -> threading.Thread | None:
+        with self._lock:
+            self._is_closed = True
+            run, self._run = self._run, None
+        return run and run.stop()
+
+    def _begin(self) -> None:
+        for start in self.starters:
+            start(self)
+
+    async def _supervised(self, name: str, job: Job) -> None:
+        said: set[str] = set()
+        failed = 0
+        while True:
+            try:
+                return await job()
+            except (Exception, asyncio.CancelledError) as error:
+                task = asyncio.current_task()
+                if task is None or task.cancelling():
+                    raise
+                failed += 1
+                self.failures[name] += 1
+                if type(error).__name__ not in said:
+                    said.add(type(error).__name__)
+                    logger.exception("%s failed; it is started again", name)
+            await asyncio.sleep(SHORTEST + self._rng.random() * (min(LONGEST, SHORTEST * 2**failed) - SHORTEST))
+
+
+class _Run:
+    """One life of the thread."""
+
+    def __init__(self, begin: Callable[[], None]) -> None:
+        self._begin = begin
+        self._selector = selectors.DefaultSelector()
+        self._loop = asyncio.SelectorEventLoop(self._selector)
+        self._stopped = asyncio.Event()
+        self._thread = threading.Thread(target=self._main, name="meshlib-control", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> threading.Thread:
+        """Have it end soon."""
+        try:
+            self._loop.call_soon_threadsafe(self._stopped.set)
+        except RuntimeError:
+            pass  # it has ended already
+        return self._thread
+
+    def forget(self) -> None:
+        """After a fork, in the child: close the sockets without a word to anybody."""
+        # The objects stay: their finalizers would close numbers that are somebody else's by then.
+        strays.append(self)
+        for key in list((self._selector.get_map() or {}).values()):
+            os.close(key.fd)
+        self._selector.close()
+
+    def _main(self) -> None:
+        with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
+            runner.run(self._serve())
+
+    async def _serve(self) -> None:
+        self._begin()
+        await self._stopped.wait()
+        jobs = asyncio.all_tasks() - {asyncio.current_task()}
+        for job in jobs:
+            job.cancel()
+        await asyncio.wait(jobs, timeout=PATIENCE / 2) if jobs else None
+
+
+_controls: WeakSet[Control] = WeakSet()
+_is_exiting = False
+
+
+@atexit.register
+def _exit() -> None:
+    global _is_exiting
+    _is_exiting = True
+    for control in list(_controls):
+        control.close()

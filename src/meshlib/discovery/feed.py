@@ -1,0 +1,149 @@
+"""What a service is told of its endpoints: the answers of its resolvers as one set of addresses.
+
+Decides when there is a first answer, how several resolvers make one set, and that what changes often is told at most
+twice a second. Names in the set are looked up here, each by a watch of its own. It never asks by itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from meshlib.discovery import Resolver
+from meshlib.discovery.watch import Watch, Watches
+from meshlib.endpoint import Endpoint, Place
+
+if TYPE_CHECKING:
+    from meshlib.service import Service
+
+EVERY = 0.5
+"""Seconds from one publication to the next, at the least."""
+
+LOOK = 10.0
+"""Seconds after which the age of what is in force is looked at, at the latest."""
+
+
+@dataclass(frozen=True, slots=True)
+class Membership:
+    """What is in force for a service.
+
+    Attributes:
+        endpoints: all of them, addresses only; None while there is no first answer.
+        known_at: when the oldest part of it was last confirmed.
+        warnings: what people should know.
+    """
+
+    endpoints: tuple[Endpoint, ...] | None
+    known_at: float
+    warnings: tuple[str, ...]
+
+
+class Feed:
+    """Follows the resolvers of one service.
+
+    Args:
+        service: its settings.
+        resolver: the service's.
+        watches: where its resolvers are watched.
+        tell: hears what is in force, after every answer and error.
+        clock: the mesh's.
+    """
+
+    def __init__(
+        self,
+        service: Service,
+        resolver: Resolver,
+        watches: Watches,
+        tell: Callable[[Membership], None],
+        clock: Callable[[], float],
+    ) -> None:
+        self._service = service
+        self._resolver = resolver
+        self._watches = watches
+        self._tell = tell
+        self._clock = clock
+        self._parts: list[Watch] = []
+        self._names: dict[Place, Watch] = {}
+        self._stirred = asyncio.Event()
+
+    async def run(self) -> None:
+        """Follow for ever."""
+        stir = self._stirred.set
+        try:
+            for part in parts_of(self._resolver):
+                self._parts.append(self._watches.follow(part, self._service.name, stir))
+            while True:
+                try:
+                    await asyncio.wait_for(self._stirred.wait(), LOOK)
+                except TimeoutError:
+                    pass  # nothing new, but older
+                self._stirred.clear()
+                found = self._membership()
+                self._tell(found)
+                if found.endpoints is not None:
+                    await asyncio.sleep(EVERY)
+        finally:
+            for watch in [*self._parts, *self._names.values()]:
+                self._watches.leave(watch, stir)
+            self._parts, self._names = [], {}
+
+    def _membership(self) -> Membership:
+        now = self._clock()
+        answers = self._answers(now)
+        endpoints = None if answers is None else self._addresses(_merged(answers), now)
+        watches = [*self._parts, *self._names.values()]
+        known = [watch.last_good.known_at for watch in watches if watch.last_good.known_at is not None]
+        said = [f"{each.source}: {words}" for each in watches for words in (*each.warnings, each.complaint) if words]
+        return Membership(endpoints, min(known, default=now), tuple(said))
+
+    def _answers(self, now: float) -> list[tuple[Endpoint, ...]] | None:
+        """The set of each resolver; None if it is too early to tell, since one that is preferred has not spoken."""
+        answers: list[tuple[Endpoint, ...]] = []
+        for watch in self._parts:
+            if not watch.has_spoken and not any(answers):
+                return None
+            answers.append(watch.last_good.current(now, self._service.max_stale))
+        is_known = any(answers) or all(watch.last_good.known_at is not None for watch in self._parts)
+        return answers if is_known else None
+
+    def _addresses(self, endpoints: Sequence[Endpoint], now: float) -> tuple[Endpoint, ...] | None:
+        """The set with addresses in the place of names; None if all are names of which nothing is known yet."""
+        self._look_up({each.place for each in endpoints if not each.is_address})
+        found: dict[Place, Endpoint] = {}
+        for endpoint in endpoints:
+            if endpoint.is_address:
+                found.setdefault(endpoint.place, endpoint)
+                continue
+            for address in self._names[endpoint.place].last_good.current(now, self._service.max_stale):
+                found.setdefault(address.place, replace(endpoint, host=address.host, metadata=_named(endpoint)))
+        is_early = any(watch.last_good.known_at is None for watch in self._names.values())
+        return None if is_early and not found else tuple(found.values())
+
+    def _look_up(self, names: set[Place]) -> None:
+        """Watch these names, and no others."""
+        for gone in self._names.keys() - names:
+            self._watches.leave(self._names.pop(gone), self._stirred.set)
+        for host, port in names - self._names.keys():
+            from meshlib.discovery.dns import Dns
+
+            watch = self._watches.follow(Dns(host, port), self._service.name, self._stirred.set)
+            self._names[host, port] = watch
+
+
+def parts_of(resolver: Resolver) -> tuple[Resolver, ...]:
+    """The resolvers that are watched each on its own: those of a failover, else the resolver itself."""
+    return getattr(resolver, "parts", None) or (resolver,)
+
+
+def _merged(answers: Sequence[tuple[Endpoint, ...]]) -> Sequence[Endpoint]:
+    if len(answers) == 1:
+        return answers[0]
+    from meshlib.discovery.failover import merged
+
+    return merged(answers)
+
+
+def _named(endpoint: Endpoint) -> dict[str, str]:
+    return {"name": endpoint.host, **endpoint.metadata}

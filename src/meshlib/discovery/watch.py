@@ -1,0 +1,195 @@
+"""One resolver, asked again and again, for all the services that share it.
+
+Decides when it is asked and with what, counts its errors, and says each kind of them once. What is believed of its
+answers is decided in `meshlib.core.last_good`. It never touches a service.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+from collections import Counter
+from collections.abc import Callable, Hashable
+from typing import TYPE_CHECKING
+
+from meshlib.core.chance import Rng
+from meshlib.core.last_good import LastGood
+from meshlib.discovery import Resolution, Resolver
+from meshlib.endpoint import Endpoint
+
+if TYPE_CHECKING:
+    from meshlib.control import Control
+
+PACE = 1.0
+"""Seconds for one question on the average; one that waits for news may be followed by another at once."""
+
+BURST = 2
+"""Questions that may be asked at once by a resolver that waits for news; by one that polls, one."""
+
+logger = logging.getLogger("meshlib.discovery")
+
+
+class Watch:
+    """What one resolver says.
+
+    Args:
+        resolver: who is asked.
+        service: for which service, the first if they are several.
+        clock: the mesh's.
+        rng: for the jitter.
+
+    Attributes:
+        source: where the answers come from, for people.
+        last_good: the answer in force.
+        warnings: what the latest answer wants people to know.
+        complaint: what is wrong now; empty if nothing is.
+        failures: how often each kind of error came.
+        followers: called after every answer and error.
+    """
+
+    def __init__(self, resolver: Resolver, service: str, clock: Callable[[], float], rng: Rng) -> None:
+        self.source: str = source_of(resolver)
+        self.last_good = LastGood()
+        self.warnings: tuple[str, ...] = ()
+        self.complaint = ""
+        self.failures: Counter[str] = Counter()
+        self.followers: list[Callable[[], None]] = []
+        self._resolver = resolver
+        self._service = service
+        self._clock = clock
+        self._rng = rng
+        self._believed: Resolution | None = None
+        self._previous: Resolution | None = None
+        self._pace = Pace()
+        self._said: set[str] = set()
+
+    @property
+    def has_spoken(self) -> bool:
+        """Whether it has had its say: an answer that is believed, or an error."""
+        return self.last_good.known_at is not None or bool(self.complaint)
+
+    async def run(self) -> None:
+        """Ask for ever, or until the task is cancelled, which a resolver may have swallowed."""
+        task = asyncio.current_task()
+        while task is None or not task.cancelling():
+            delay = await self._ask()
+            for tell in list(self.followers):
+                tell()
+            # A resolver that waits for news is not late when it asks twice; who polls has all there is.
+            burst = BURST if self._believed is not None and self._believed.ttl is None else 1
+            loop_time = asyncio.get_running_loop().time()
+            await asyncio.sleep(max(delay, self._pace.wait(loop_time, burst)))
+
+    async def _ask(self) -> float:
+        """Ask once; returns the seconds to the next time."""
+        self._pace.spend(asyncio.get_running_loop().time())
+        ttl = None
+        try:
+            found = _checked(await self._resolver.resolve(self._service, self._previous))
+        except Exception as error:
+            self._failed(error)
+        else:
+            ttl = found.ttl
+            self._answered(found)
+        return self.last_good.delay(self._clock(), ttl, self._rng)
+
+    def _answered(self, found: Resolution) -> None:
+        if self.last_good.failing_since is not None:
+            logger.info("%s answers again", self.source)
+            self._said.clear()
+        self.warnings = tuple(found.warnings)
+        if self.last_good.answer(found.endpoints, self._clock()):
+            self._believed = self._previous = found
+            self.complaint = ""
+        else:
+            self._previous = self._to_compare_with()
+            self._complain("an empty answer, not believed yet")
+
+    def _failed(self, error: Exception) -> None:
+        self.last_good.fail(self._clock())
+        self._previous = self._to_compare_with()
+        self._complain(f"{type(error).__name__}: {error}"[:300])
+
+    def _to_compare_with(self) -> Resolution | None:
+        """After trouble: nothing, for a resolver that would wait for something newer and so not answer at once."""
+        return self._believed if self._believed is not None and self._believed.ttl is not None else None
+
+    def _complain(self, words: str) -> None:
+        self.complaint = words
+        kind = re.sub(r"[0-9]+", "0", words)
+        self.failures[kind] += 1
+        if kind not in self._said:
+            self._said.add(kind)
+            logger.warning("%s: %s (said once; the last good answer stays)", self.source, words)
+
+
+class Watches:
+    """The watches of a mesh: one for each distinct source, however many services follow it.
+
+    Args:
+        control: runs them.
+        clock: the mesh's.
+        rng: for the jitter.
+    """
+
+    def __init__(self, control: Control, clock: Callable[[], float], rng: Rng) -> None:
+        self._control = control
+        self._clock = clock
+        self._rng = rng
+        self._running: dict[Hashable, tuple[Watch, asyncio.Task[None]]] = {}
+
+    def follow(self, resolver: Resolver, service: str, tell: Callable[[], None]) -> Watch:
+        """Take part in the watch of a resolver; it starts with its first follower."""
+        key = _key_of(resolver, service)
+        if key not in self._running:
+            watch = Watch(resolver, service, self._clock, self._rng)
+            task = self._control.supervise(f"watching {watch.source}", watch.run)
+            self._running[key] = watch, task
+        watch = self._running[key][0]
+        watch.followers.append(tell)
+        return watch
+
+    def leave(self, watch: Watch, tell: Callable[[], None]) -> None:
+        """Take part no longer; the watch ends with its last follower."""
+        watch.followers.remove(tell)
+        for key, (other, task) in list(self._running.items()):
+            if other is watch and not watch.followers:
+                del self._running[key]
+                task.cancel()
+
+
+class Pace:
+    """A token bucket: so many questions at once, and one each `PACE` seconds."""
+
+    def __init__(self) -> None:
+        self._tokens = float(BURST)
+        self._at = 0.0
+
+    def spend(self, now: float) -> None:
+        """A question is asked."""
+        self._tokens = min(float(BURST), self._tokens + (now - self._at) / PACE) - 1
+        self._at = now
+
+    def wait(self, now: float, burst: int) -> float:
+        """Seconds until the next one may be asked by who may ask `burst` at once."""
+        missing = BURST - burst + 1 - (self._tokens + (now - self._at) / PACE)
+        return max(0.0, missing * PACE)
+
+
+def source_of(resolver: Resolver) -> str:
+    """Where a resolver's answers come from, for people."""
+    return getattr(resolver, "source", None) or type(resolver).__name__
+
+
+def _key_of(resolver: Resolver, service: str) -> Hashable:
+    key: Hashable = getattr(resolver, "watch_key", None)
+    return (id(resolver), service) if key is None else (type(resolver), key)
+
+
+def _checked(found: object) -> Resolution:
+    if not isinstance(found, Resolution):
+        raise TypeError(f"resolve must return a Resolution, got {type(found).__name__}")
+    if wrong := [each for each in found.endpoints if not isinstance(each, Endpoint)]:
+        raise TypeError(f"the endpoints of a Resolution must be Endpoints, got {type(wrong[0]).__name__}")
+    return found
