@@ -17,16 +17,24 @@ asked = itertools.count(1)
 
 
 class Counted:
-    """One endpoint more at every third question; the second fails."""
+    """Another endpoint from the fourth question on; the third fails."""
 
     def __init__(self, url):
         self.source = url
 
     async def resolve(self, service, previous):
         number = next(asked)
-        if number == 2:
-            raise OSError("the second question")
-        return Resolution([Endpoint("10.0.0.1", 80 + number // 3, metadata={"for": service})], 1.0, number)
+        if number == 3:
+            raise OSError("the third question")
+        return Resolution([Endpoint("10.0.0.1", 80 + number // 4, metadata={"for": service})], 1.0, number)
+
+
+class Answerless:
+    def __init__(self, url):
+        self.source = url
+
+    async def resolve(self, service, previous):
+        return None
 
 
 def nothing(url):

@@ -109,7 +109,10 @@ def test_a_package_brings_a_scheme(acme: Path) -> None:
     ("url", "said"),
     [
         ("refuses:x", "must be nicer"),
-        ("breaks:secret", "entry point 'breaks' of meshlib.resolvers (acme_resolvers:breaks) takes: it raised RuntimeE"),
+        (
+            "breaks:secret",
+            "entry point 'breaks' of meshlib.resolvers (acme_resolvers:breaks) takes: it raised RuntimeE",
+        ),
         ("nothing:x", "'async def resolve(self, service, previous)': entry point 'nothing' of meshlib.resolvers"),
         ("gone:x", "entry point 'gone' of meshlib.resolvers (acme_resolvers:gone) raised AttributeError"),
         ("absent:x", "entry point 'absent' of meshlib.resolvers (absent_module:Class) raised ModuleNotFoundError"),
