@@ -35,6 +35,8 @@ from meshlib import (
     deadline,
     options,
 )
+from meshlib.discovery import Resolution
+from meshlib.discovery.failover import Failover
 from meshlib.discovery.static import Static
 from meshlib.scope import current_scope
 from meshlib.validation import Fault
@@ -524,6 +526,36 @@ def test_endpoints_may_be_written_in_many_ways(resolver: Any) -> None:
     assert places(Service("orders", resolver)) == [("10.0.0.1", 80, 1), ("::1", 81, 1)]
 
 
+def test_names_in_a_list_are_kept_to_be_resolved() -> None:
+    named, dialled = Static(["10.0.0.1:80", "db.internal:80"]), Static(["10.0.0.1:80", "[::1]:80", "localhost:80"])
+    assert [endpoint.host for endpoint in named.endpoints] == ["10.0.0.1", "db.internal"]
+    assert (named.is_resolved, dialled.is_resolved) == (False, True)
+
+
+class Blocking:
+    def resolve(self, service: str, previous: Resolution | None) -> Resolution:
+        raise AssertionError("never called")
+
+
+class Own:
+    async def resolve(self, service: str, previous: Resolution | None) -> Resolution:
+        return Resolution([], 1.0)
+
+
+def test_a_resolver_may_be_any_object_that_resolves() -> None:
+    own = Own()
+    assert Service("orders", own).resolver is own
+
+
+def test_a_list_of_resolvers_and_their_URLs_is_a_failover() -> None:
+    own = Own()
+    resolver = Service("orders", ["static:10.0.0.1:80", own]).resolver
+    assert isinstance(resolver, Failover)
+    assert resolver.parts[1] is own
+    # digits alone after a name are a port, whatever the name
+    assert places(Service("orders", ["static:80", "failover:80"])) == [("static", 80, 1), ("failover", 80, 1)]
+
+
 def test_weights_in_a_url_are_one_for_all_or_one_for_each() -> None:
     assert places(Service("orders", "static:10.0.0.1:80,10.0.0.2:80?weight=3")) == [
         ("10.0.0.1", 80, 3),
@@ -547,15 +579,23 @@ def test_weights_in_a_url_are_one_for_all_or_one_for_each() -> None:
         (None, "resolver: must be a list of addresses or a resolver URL"),
         (5, "resolver: must be a list of addresses or a resolver URL"),
         (Endpoint("10.0.0.1", 80), "resolver: must be a list of addresses or a resolver URL"),
-        ("", "resolver: must be a list of addresses"),
-        ("10.0.0.1:80", "resolver: must be a list of addresses"),
-        ("http://10.0.0.1:80", "resolver: must be a list of addresses"),
-        ("statik:10.0.0.1:80", "or a URL of a known scheme (static:), got 'statik:10.0.0.1:80'"),
+        ("", "resolver: must be a URL of a known scheme"),
+        ("10.0.0.1:80", "got '10.0.0.1:80'; did you mean 'static:10.0.0.1:80'?"),
+        ("http://10.0.0.1:80", "resolver: must be a URL of a known scheme"),
+        ("statik:10.0.0.1:80", "got 'statik:10.0.0.1:80'; did you mean 'static:'?"),
+        (["statik://10.0.0.1:80"], "resolver[0]: must be a URL of a known scheme"),
+        (
+            ["10.0.0.1:80", "static:10.0.0.2:80"],
+            "must hold addresses or resolver URLs, never both: resolver[1] is a resolver, resolver[0] is not",
+        ),
+        ([Static(ONE), Endpoint("10.0.0.1", 80)], "resolver[0] is a resolver, resolver[1] is not"),
+        (["static:10.0.0.1:80", "file:x.toml?a=b"], "resolver[1]: must have no parameters"),
+        (Static, "resolver: must be a resolver, not a class of resolvers: Static(...), got <class"),
+        (Blocking(), "resolver: must be a resolver whose 'resolve' is an 'async def', got <"),
         (["10.0.0.1"], "resolver[0]: endpoint: must be 'host:port'"),
         (["10.0.0.1:80", None], "resolver[1]: endpoint: must be 'host:port'"),
         ([["10.0.0.1:80"]], "resolver[0]: endpoint: must be 'host:port'"),
         (["10.0.0.1:0"], "resolver[0]: endpoint.port: must be >= 1, got 0"),
-        (["db.internal:80"], "resolver[0]: must be an address or 'localhost': 'db.internal' is a name"),
         (["10.0.0.1:80", "10.0.0.1:80"], "resolver[1]: must be listed once: 10.0.0.1:80 is there already"),
         (["[::1]:80", "[0::1]:80"], "resolver[1]: must be listed once: [::1]:80 is there already"),
         ("static:10.0.0.1:80?weight=0", "resolver[0]: endpoint.weight: must be > 0, got 0.0"),
@@ -574,8 +614,8 @@ def test_a_resolver_that_cannot_work_says_what_where_and_what_would_be_right(res
 
 
 def test_every_bad_address_of_a_list_is_listed_by_its_position() -> None:
-    said = faults_of(Service, "orders", ["10.0.0.1:80", "x", "10.0.0.1:80", "db:80", "10.0.0.2:0"])
-    assert [fault.split(": ")[0] for fault in said] == [f"services.orders.resolver[{index}]" for index in (1, 2, 3, 4)]
+    said = faults_of(Service, "orders", ["10.0.0.1:80", "x", "10.0.0.1:80", "10.0.0.2:0"])
+    assert [fault.split(": ")[0] for fault in said] == [f"services.orders.resolver[{index}]" for index in (1, 2, 3)]
 
 
 def test_the_faults_of_a_service_are_all_listed_with_their_path() -> None:
@@ -587,6 +627,20 @@ def test_the_faults_of_a_service_are_all_listed_with_their_path() -> None:
         "services.orders.connections: must be a Connections, for example Connections(max_idle=5), got []",
         "services.orders.host: must be None, 'endpoint' or a header value, got ''",
     ]
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"min_healthy": 0}, "min_healthy: must be >= 1, got 0"),
+        ({"min_healthy": 1.5}, "min_healthy: must be a whole number, got 1.5"),
+        ({"max_stale": 0}, "max_stale: must be > 0, got 0"),
+        ({"max_stale": math.inf}, "max_stale: must be a finite number, got inf"),
+    ],
+)
+def test_how_many_must_be_well_and_how_old_they_may_be(given: dict[str, Any], said: str) -> None:
+    assert faults_of(Service, "orders", ONE, **given) == [f"services.orders.{said}"]
+    assert (Service("orders", ONE).min_healthy, Service("orders", ONE).max_stale) == (1, 3600.0)
 
 
 @pytest.mark.parametrize("balancer", [None, "round_robin", RoundRobin, 5])
@@ -803,7 +857,19 @@ print(json.dumps({
 """
 
 HEAVY = ("aiohttp", "anyio", "asyncio", "consul", "dns", "fastapi", "flask", "grpc", "h11", "httpcore", "mmh3")
-HEAVY += ("hypothesis", "opentelemetry.sdk", "pytest", "rich", "sniffio", "starlette", "tenacity", "trio", "uvicorn")
+HEAVY += (
+    "importlib.metadata",
+    "tomllib",
+    "hypothesis",
+    "opentelemetry.sdk",
+    "pytest",
+    "rich",
+    "sniffio",
+    "starlette",
+    "tenacity",
+    "trio",
+    "uvicorn",
+)
 
 
 def test_an_import_starts_no_thread_opens_no_socket_and_loads_nothing_heavy() -> None:

@@ -12,13 +12,11 @@ from typing import Any
 
 from meshlib.core.balance import Balancer
 from meshlib.core.balance.least_request import LeastRequest
+from meshlib.discovery import Resolver, wrong_with
 from meshlib.discovery.static import EXAMPLE, Static
 from meshlib.endpoint import Endpoint
 from meshlib.policy import TLS, Breaker, Connections, Retry, Timeout
-from meshlib.validation import ConfigError, Fault, check, instance, is_host_name, ruled
-
-SCHEMES = ("static",)
-"""The resolver URLs that can be read."""
+from meshlib.validation import ConfigError, Fault, check, instance, is_host_name, ruled, seconds, whole
 
 _NAME = re.compile(r"[a-z0-9]([a-z0-9_-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9_-]*[a-z0-9])?)*\Z")
 
@@ -29,7 +27,8 @@ class Service:
 
     Args:
         name: the host in the URLs that reach it: `orders` in `http://orders/v1/7`. Lower case.
-        resolver: where its endpoints come from: a list of `"host:port"` strings and `Endpoint`s, or a `static:` URL.
+        resolver: where its endpoints come from: a list of `"host:port"` strings and `Endpoint`s; a resolver URL, such
+            as `file:endpoints.toml`; a resolver; or a list of these two, the first of which are preferred.
         balancer: which endpoint is best. Default `LeastRequest()`.
         timeout: how long a call may take.
         retry: when it is tried again.
@@ -39,13 +38,15 @@ class Service:
         scheme: `"https"` is short for `tls=TLS()`. Default follows `tls`.
         host: the `Host` header: None (default) sends the service's name, `"endpoint"` the endpoint's address, any
             other string is sent as it is.
+        min_healthy: with fewer healthy nodes of one priority than this, the next one is called. Default 1.
+        max_stale: seconds that the last known endpoints are called for while the resolver has no answer. Default 3600.
 
     Raises:
         ConfigError: with every fault, as `services.<name>.<setting>`.
     """
 
     name: str
-    resolver: str | Static | Iterable[str | Endpoint]
+    resolver: str | Resolver | Iterable[str | Endpoint | Resolver]
     _: KW_ONLY
     balancer: Balancer = ruled(lambda value: _balancer(value), default=LeastRequest())
     timeout: Timeout = ruled(instance(Timeout, "Timeout(total=5.0)"), default=Timeout())
@@ -59,6 +60,8 @@ class Service:
         kw_only=True,
     )
     host: str | None = ruled(lambda value: _host(value), default=None)
+    min_healthy: int = ruled(whole(at_least=1), default=1)
+    max_stale: float = seconds(3600.0)
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not _NAME.match(self.name) or not is_host_name(self.name):
@@ -80,23 +83,37 @@ class Service:
             raise ConfigError(fault.under(prefix) for fault in inner) from None
 
 
-def _resolver(given: Any) -> Static:
-    if isinstance(given, Static):
-        return given
+def _resolver(given: Any) -> Resolver:
     if isinstance(given, str):
-        scheme, colon, _ = given.partition(":")
-        if colon and scheme in SCHEMES:
-            return Static.from_url(given)
-        raise ConfigError([Fault("resolver", _unknown_scheme(given))])
-    if isinstance(given, Iterable):
-        return Static(given)
-    raise ConfigError([Fault("resolver", f"must be a list of addresses or a resolver URL, {EXAMPLE}, got {given!r}")])
+        from meshlib.discovery.schemes import resolver_of
+
+        return resolver_of(given)
+    if isinstance(given, type) or hasattr(given, "resolve"):
+        wrong = wrong_with(given)
+    elif isinstance(given, Iterable):
+        return _listed(list(given))
+    else:
+        wrong = f"must be a list of addresses or a resolver URL, {EXAMPLE}"
+    if wrong:
+        raise ConfigError([Fault("resolver", f"{wrong}, got {given!r}")])
+    resolver: Resolver = given
+    return resolver
 
 
-def _unknown_scheme(given: str) -> str:
-    known = ", ".join(f"{scheme}:" for scheme in SCHEMES)
-    shown = given.partition("?")[0].rpartition("@")[2]  # no credentials in an error
-    return f"must be a list of addresses, {EXAMPLE}, or a URL of a known scheme ({known}), got {shown!r}"
+def _listed(entries: list[Any]) -> Resolver:
+    """A list of addresses, or of resolvers and their URLs."""
+    from meshlib.discovery.schemes import is_url
+
+    # A URL of a scheme that nobody knows is told so, rather than what an address looks like.
+    urls = [hasattr(each, "resolve") or (isinstance(each, str) and ("://" in each or is_url(each))) for each in entries]
+    if not any(urls):
+        return Static(entries)
+    if not all(urls):
+        message = "must hold addresses or resolver URLs, never both: resolver[{}] is a resolver, resolver[{}] is not"
+        raise ConfigError([Fault("resolver", message.format(urls.index(True), urls.index(False)))])
+    from meshlib.discovery.failover import Failover
+
+    return Failover(*entries)
 
 
 def _bad_name(name: Any) -> str:

@@ -24,6 +24,8 @@ from meshlib import (
 from meshlib.core.balance import Balancer
 from meshlib.core.chance import Rng
 from meshlib.core.node import Node
+from meshlib.discovery import Resolution
+from meshlib.discovery.failover import Failover
 
 ADDRESSES = ["10.0.0.1:8080"]
 
@@ -59,6 +61,19 @@ Service("orders", ADDRESSES, balancer=RoundRobin)  # type: ignore[arg-type]
 Service("orders", ADDRESSES, timeout=5.0)  # type: ignore[arg-type]
 Service("orders", ADDRESSES, retries=3)  # type: ignore[call-arg]
 Service("orders", ADDRESSES, tls=True)  # type: ignore[arg-type]
+
+Service("orders", ADDRESSES, min_healthy=0.5)  # type: ignore[arg-type]
+
+
+# Resolvers
+class Blocking:
+    def resolve(self, service: str, previous: Resolution | None) -> Resolution:
+        return Resolution([], None)
+
+
+Service("orders", Blocking())  # type: ignore[arg-type]
+Resolution(["10.0.0.1:80"], 5.0)  # type: ignore[list-item]
+Failover(5)  # type: ignore[arg-type]
 
 # The mesh
 Mesh("orders")  # type: ignore[arg-type]

@@ -38,6 +38,7 @@ from meshlib.core.node import Node
 from meshlib.core.outcome import Outcome
 from meshlib.core.report import Attempt, Report
 from meshlib.core.snapshot import NodeSnapshot, ServiceSnapshot
+from meshlib.discovery import Failover, File, Resolution, Resolver, Static
 from meshlib.testing import ManualClock
 
 # Settings
@@ -64,6 +65,7 @@ search = Service(
 pairs: tuple[str | Endpoint, ...] = ("10.0.0.1:80", Endpoint.parse("[::1]:80", weight=2))
 plain = Service("plain", pairs, scheme="https", host=None)
 lazily = Service("lazily", (f"10.0.0.{number}:80" for number in range(1, 4)))
+written = Service("written", "file:endpoints.toml", min_healthy=2, max_stale=600)
 mesh = Mesh(orders, users, search, clock=time.monotonic, rng=random.Random(1))
 by_hand = Mesh(orders, clock=ManualClock(), send_deadline=False)
 played = Mesh(orders, inner=lambda endpoint: httpx.MockTransport(lambda request: httpx.Response(200)))
@@ -74,6 +76,23 @@ assert_type(orders.tls, TLS | None)
 assert_type(Endpoint("10.0.0.1", 80).place, tuple[str, int])
 assert_type(str(Endpoint("10.0.0.1", 80)), str)
 assert_type(meshlib.__version__, str)
+
+# Resolvers
+
+
+class Everywhere:
+    """Knows one endpoint."""
+
+    async def resolve(self, service: str, previous: Resolution | None) -> Resolution:
+        return Resolution([Endpoint("10.0.0.1", 80)], ttl=5.0, warnings=["only one"])
+
+
+resolver: Resolver = Everywhere()
+resolvers: tuple[Resolver, ...] = (Static(["10.0.0.1:80"]), File("endpoints.toml"), Failover("file:x.toml", resolver))
+everywhere = Service("everywhere", Everywhere())
+in_turn = Service("in-turn", [Everywhere(), "static:10.0.0.1:80"])
+urls: list[str] = ["file:endpoints.toml", "static:10.0.0.1:80"]
+by_url = Service("by-url", urls)
 
 # Clients
 

@@ -1,4 +1,4 @@
-"""The command line: `meshlib demo`.
+"""The command line: `meshlib demo`, `meshlib resolve`.
 
 Decides which subcommand runs and what its arguments are; each subcommand is a module of its own, imported when it is
 called. It never does the work itself.
@@ -30,6 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=f"meshlib {meshlib.__version__}")
     subparsers = parser.add_subparsers(title="subcommands", dest="subcommand", metavar="SUBCOMMAND")
     _add_demo(subparsers)
+    _add_resolve(subparsers)
     options = parser.parse_args(argv)
     if options.subcommand is None:
         parser.print_help(sys.stderr)
@@ -60,6 +61,27 @@ def _demo(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
     from meshlib.cli import demo
 
     return demo.run(calls=options.calls, concurrency=options.concurrency, is_sync=options.sync, wants_json=options.json)
+
+
+def _add_resolve(subcommands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    about = (
+        "Ask a resolver once and print the endpoints that it sees, as it sees them: names are not looked up. The exit "
+        "status is 0 if it answered, 1 if it did not, 2 if the URL is not usable."
+    )
+    resolve = subcommands.add_parser("resolve", help="print what a resolver sees", description=about)
+    url_help = "static:, file:, dns://, dns+srv://, consul://, ... ; of several the first are preferred"
+    resolve.add_argument("urls", nargs="+", metavar="URL", help=url_help)
+    resolve.add_argument("--watch", action="store_true", help="go on, and print what changes, until Ctrl-C")
+    resolve.add_argument("--json", action="store_true", help="one JSON document; with --watch one line per change")
+    service_help = "the service that asks, for a resolver that goes by it; default orders"
+    resolve.add_argument("--service", default="orders", metavar="NAME", help=service_help)
+    resolve.set_defaults(run=_resolve)
+
+
+def _resolve(options: argparse.Namespace) -> int:
+    from meshlib.cli import resolve
+
+    return resolve.run(options.urls, service=options.service, is_watching=options.watch, wants_json=options.json)
 
 
 def _whole(*, at_least: int) -> Callable[[str], int]:

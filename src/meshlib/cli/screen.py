@@ -104,9 +104,12 @@ def screen(*, is_silent: bool) -> Screen:
     """The screen for a run, by what standard output is."""
     if is_silent:
         return Silence()
-    if sys.stdout.isatty() and os.environ.get("TERM") != "dumb" and find_spec("rich"):
-        return Table()
-    return Lines()
+    return Table() if can_draw() else Lines()
+
+
+def can_draw() -> bool:
+    """Whether standard output is a terminal, and rich is there to draw on it."""
+    return sys.stdout.isatty() and os.environ.get("TERM") != "dumb" and find_spec("rich") is not None
 
 
 def cells(row: Row) -> tuple[str, ...]:

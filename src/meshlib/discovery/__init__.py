@@ -65,6 +65,25 @@ class Resolver(Protocol):
         ...
 
 
+def source_of(resolver: Resolver) -> str:
+    """Where a resolver's answers come from, for people."""
+    return str(getattr(resolver, "source", None) or type(resolver).__name__)
+
+
+def wrong_with(resolver: Any) -> str | None:
+    """What would be right, if this cannot be a resolver; else None."""
+    import inspect  # only what is not built in is looked at
+
+    if isinstance(resolver, type):
+        return f"must be a resolver, not a class of resolvers: {resolver.__name__}(...)"
+    resolve = getattr(resolver, "resolve", None)
+    if not callable(resolve):
+        return "must be a resolver, an object with 'async def resolve(self, service, previous)'"
+    if inspect.isroutine(resolve) and not inspect.iscoroutinefunction(inspect.unwrap(resolve)):
+        return "must be a resolver whose 'resolve' is an 'async def'"
+    return None
+
+
 def __getattr__(name: str) -> Any:
     # The resolvers bring their clients along (dnspython, httpx), and most programs use one of them.
     if name in __all__:

@@ -1,24 +1,28 @@
 """A fixed set of endpoints, written down in the settings.
 
-Decides how a list or a `static:` URL is read. It never resolves a name: what it holds can be dialled as it is.
+Decides how a list or a `static:` URL is read. It never resolves a name, and answers with those that it was given.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 from urllib.parse import parse_qsl
 
+from meshlib.discovery import Resolution
 from meshlib.endpoint import Endpoint
 from meshlib.validation import ConfigError, Fault
 
 EXAMPLE = "for example ['10.0.0.1:8080', '10.0.0.2:8080']"
+
+TTL = 300.0
+"""Seconds; there is nothing to find out by asking again."""
 
 
 class Static:
     """Always the same endpoints.
 
     Args:
-        endpoints: `Endpoint`s and `"host:port"` strings, addresses or `localhost`; at least one, none twice.
+        endpoints: `Endpoint`s and `"host:port"` strings, with addresses or names; at least one, none twice.
         source: where they were written down, for people. Default `"static"`.
 
     Raises:
@@ -41,6 +45,20 @@ class Static:
         weights = _weights(query, len(addresses))
         return cls(_read(addresses, weights), source="static:")
 
+    @property
+    def is_resolved(self) -> bool:
+        """Whether all can be dialled as they are: addresses and `localhost`, no names."""
+        return all(endpoint.is_address for endpoint in self.endpoints)
+
+    @property
+    def watch_key(self) -> Hashable:
+        """Equal for two with the same endpoints."""
+        return ("static", self.endpoints)
+
+    async def resolve(self, service: str, previous: Resolution | None) -> Resolution:
+        """Answer with the endpoints."""
+        return Resolution(self.endpoints, TTL)
+
     def __repr__(self) -> str:
         return f"Static([{', '.join(repr(str(endpoint)) for endpoint in self.endpoints)}])"
 
@@ -56,9 +74,7 @@ def _read(entries: Iterable[Endpoint | str], weights: list[float] | None = None)
         except ConfigError as error:
             faults += [Fault(path, str(fault)) for fault in error.faults]
             continue
-        if not endpoint.is_address:
-            faults.append(Fault(path, f"must be an address or 'localhost': {endpoint.host!r} is a name"))
-        elif endpoint.place in {known.place for known in endpoints}:
+        if endpoint.place in {known.place for known in endpoints}:
             faults.append(Fault(path, f"must be listed once: {endpoint} is there already"))
         endpoints.append(endpoint)
     if not endpoints and not faults:
