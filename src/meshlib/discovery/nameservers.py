@@ -7,6 +7,7 @@ and asks again by TCP where one was cut. It never caches, and it never says what
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -31,8 +32,13 @@ TIMEOUT = 1.5
 LIFETIME = 5.0
 """Seconds for a question in all: three tries, or one of each of three nameservers."""
 
+PAUSE = 3.0
+"""Seconds that dnspython may take beyond that: it looks at its clock only after it paused, for up to 2."""
+
 PAYLOAD = 1232
 """Bytes of an answer by UDP: what goes through every network in one piece."""
+
+CONFIGURATION = "/etc/resolv.conf"
 
 LONGEST_CHAIN = 8
 """Aliases that lead from one nameserver's answer to a further question."""
@@ -64,7 +70,7 @@ class Nameservers:
         self._tcp = tcp
         self._search = not given
         try:
-            self._resolver = dns.asyncresolver.Resolver(configure=self._search)
+            self._resolver = dns.asyncresolver.Resolver(CONFIGURATION, configure=self._search)
         except (dns.exception.DNSException, ValueError) as error:
             raise ResolveError(f"the system's DNS configuration is of no use ({error})") from error
         if given:
@@ -95,7 +101,7 @@ class Nameservers:
     async def _query(self, name: dns.name.Name, kind: str) -> dns.resolver.Answer:
         try:
             # dnspython bounds itself by the time of day, which may be set back.
-            async with asyncio.timeout(LIFETIME + TIMEOUT):
+            async with asyncio.timeout(LIFETIME + PAUSE):
                 return await self._resolver.resolve(
                     name,
                     kind,
@@ -158,4 +164,6 @@ def _deed(what: Any) -> str:
 
 
 def _said(error: Exception) -> str:
+    if isinstance(error, OSError) and error.errno:
+        return os.strerror(error.errno)
     return str(error).rstrip(".") or type(error).__name__

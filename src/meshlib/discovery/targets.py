@@ -8,13 +8,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable, Mapping, Sequence
 
-from meshlib.discovery import nameservers
 from meshlib.discovery.addresses import FAMILIES, Addresses, look_up
 from meshlib.discovery.nameservers import Answer, Nameservers
 from meshlib.errors import ResolveError
 
 AT_ONCE = 32
 """Targets that are looked up at the same time."""
+
+PATIENCE = 15.0
+"""Seconds that all targets have together, however many there are."""
 
 Known = Mapping[str, Sequence[str]]
 """The addresses that targets had before."""
@@ -26,8 +28,7 @@ async def addresses_of(targets: Iterable[str], answer: Answer, asked: Nameserver
     A target that cannot be looked up keeps its known addresses, with a warning; it may be left with none.
     """
     sent, room = _sent_along(answer), asyncio.Semaphore(AT_ONCE)
-    # However many there are, they may take as long as one question.
-    end = asyncio.get_running_loop().time() + nameservers.LIFETIME
+    end = asyncio.get_running_loop().time() + PATIENCE
 
     async def one(target: str) -> Addresses:
         if target in sent:
@@ -39,7 +40,7 @@ async def addresses_of(targets: Iterable[str], answer: Answer, asked: Nameserver
         except ResolveError as error:
             return _instead(target, str(error), before)
         except TimeoutError:
-            return _instead(target, f"no answer in {nameservers.LIFETIME:g} s", before)
+            return _instead(target, "there was no time left to look it up", before)
         return found if found.hosts else _instead(target, "it has no address", (), found.ttl)
 
     return await asyncio.gather(*map(one, targets))
