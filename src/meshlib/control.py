@@ -72,8 +72,8 @@ class Control:
         """See `close`; on asyncio and trio."""
         if (thread := self._stop()) is not None:
             with anyio.move_on_after(PATIENCE):
-                while thread.is_alive():
-                    await anyio.sleep(0.005)  # a thread that joined it would itself outlive this
+                while thread.is_alive():  # noqa: ASYNC110  # a thread that joined it would itself outlive this
+                    await anyio.sleep(0.005)
 
     def reopen(self) -> None:
         """Let the thread start again."""
@@ -94,7 +94,7 @@ class Control:
         with self._lock:
             self._is_closed = True
             run, self._run = self._run, None
-        return run and run.stop()
+        return None if run is None else run.stop()
 
     def _begin(self) -> None:
         for start in self.starters:

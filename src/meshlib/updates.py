@@ -16,9 +16,9 @@ from typing import cast
 from meshlib.control import Control
 from meshlib.core.chance import Rng
 from meshlib.core.cluster import Cluster
-from meshlib.discovery import Resolver
+from meshlib.discovery import Resolver, source_of
 from meshlib.discovery.feed import Feed, Membership
-from meshlib.discovery.watch import Watches, source_of
+from meshlib.discovery.watch import Watches
 from meshlib.endpoint import Place
 from meshlib.errors import ResolveError
 from meshlib.transport.draining import GRACE, Clients
@@ -76,14 +76,14 @@ class Updates:
         watches = Watches(control, self._clock, self._rng)
         for cluster, ready in self._waits:
             tell = partial(self._take_over, cluster, ready)
-            feed = Feed(cluster.service, resolver_of(cluster), watches, tell, self._clock)
+            feed = Feed(cluster.service, _resolver(cluster), watches, tell, self._clock)
             control.supervise(f"following {cluster.service.name}", feed.run)
 
     def _take_over(self, cluster: Cluster, ready: Ready, found: Membership) -> None:
         cluster.warnings = found.warnings
         if found.endpoints is None:
             return
-        source = source_of(resolver_of(cluster))
+        source = source_of(_resolver(cluster))
         if cluster.view.nodes and not found.endpoints:
             logger.warning("%s has no endpoint any more, says %s", cluster.service.name, source)
         for place in cluster.publish(found.endpoints, source, found.known_at):
@@ -102,6 +102,6 @@ class Updates:
         asyncio.get_running_loop().call_later(GRACE, end)
 
 
-def resolver_of(cluster: Cluster) -> Resolver:
+def _resolver(cluster: Cluster) -> Resolver:
     """The service's resolver, which the settings have made of whatever was given."""
     return cast("Resolver", cluster.service.resolver)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from meshlib.core.chance import Rng
 from meshlib.core.last_good import LastGood
-from meshlib.discovery import Resolution, Resolver
+from meshlib.discovery import Resolution, Resolver, source_of
 from meshlib.endpoint import Endpoint
 
 if TYPE_CHECKING:
@@ -175,11 +175,6 @@ class Pace:
         """Seconds until the next one may be asked by who may ask `burst` at once."""
         missing = BURST - burst + 1 - (self._tokens + (now - self._at) / PACE)
         return max(0.0, missing * PACE)
-
-
-def source_of(resolver: Resolver) -> str:
-    """Where a resolver's answers come from, for people."""
-    return getattr(resolver, "source", None) or type(resolver).__name__
 
 
 def _key_of(resolver: Resolver, service: str) -> Hashable:

@@ -1,0 +1,147 @@
+"""Several resolvers, levels and names as one set of addresses."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+from played import Played, until
+
+from meshlib import Endpoint, Mesh, ResolveError, Service, report
+from meshlib.discovery import Failover, hosts
+from meshlib.testing import Upstream
+
+pytestmark = pytest.mark.usefixtures("hurry", "no_leaks")
+
+A, B, C = "10.0.0.1:80", "10.0.0.2:80", "10.0.0.3:80"
+
+
+def places(mesh: Mesh, name: str = "orders") -> list[str]:
+    return [node.endpoint for node in mesh.snapshot()[name].nodes]
+
+
+def priorities(mesh: Mesh) -> dict[str, int]:
+    return {str(node.endpoint): node.endpoint.priority for node in mesh._clusters["orders"].view.nodes}
+
+
+def test_a_failover_is_the_union_with_priorities_by_position() -> None:
+    first, second = Played(A), Played(B, A)
+    with Mesh(Service("orders", Failover(first, second))) as mesh:
+        mesh.wait_ready(5)
+        until(lambda: priorities(mesh) == {A: 0, B: 1})
+        first.say(C)
+        until(lambda: priorities(mesh) == {C: 0, A: 1, B: 1})
+        assert mesh.snapshot()["orders"].source == "failover:played|played"
+
+
+def test_D1_each_part_of_a_failover_keeps_its_own_last_good_set() -> None:
+    first, second = Played(A), Played(B, source="second")
+    with Mesh(Service("orders", Failover(first, second))) as mesh:
+        until(lambda: _ready(mesh) and priorities(mesh) == {A: 0, B: 1})
+        second.fail(OSError("refused"))
+        first.say(C)
+        until(lambda: priorities(mesh) == {C: 0, B: 1})
+        until(lambda: mesh.snapshot()["orders"].warnings == ("second: OSError: refused",))
+
+
+def _ready(mesh: Mesh) -> bool:
+    mesh.wait_ready(5)
+    return True
+
+
+def test_a_preferred_part_is_waited_for_until_it_has_had_its_say() -> None:
+    first, second = Played(A), Played(B)
+    first.hangs = True
+    with Mesh(Service("orders", Failover(first, second))) as mesh:
+        with pytest.raises(ResolveError):
+            mesh.wait_ready(0.3)
+        first.fail(OSError("refused"))
+        first.hangs = False
+        mesh.wait_ready(5)
+        assert priorities(mesh) == {B: 0}
+        first.say(A)
+        until(lambda: priorities(mesh) == {A: 0, B: 1})
+
+
+def test_a_part_that_is_not_preferred_is_not_waited_for() -> None:
+    first, second = Played(A), Played(B)
+    second.hangs = True
+    with Mesh(Service("orders", Failover(first, second))) as mesh:
+        mesh.wait_ready(5)
+        assert priorities(mesh) == {A: 0}
+
+
+def test_D6_a_lower_level_is_called_when_those_above_it_are_not_to_be_called(fleet: list[Upstream]) -> None:
+    first, second, third = fleet
+    spare = Endpoint("127.0.0.1", third.port, priority=7)
+    resolver = Played(first.address, second.address, spare)
+    with Mesh(Service("orders", resolver)) as mesh, mesh.client("orders") as client:
+        calls = [report(client.get("/")).attempts[-1].endpoint.port for _ in range(30)]
+        assert third.port not in calls
+        first.kill()
+        second.kill()
+        response = client.get("/")
+        assert response.status_code == 200
+        assert [each.endpoint.port for each in report(response).attempts][-1] == third.port
+
+
+def test_names_are_looked_up_with_all_that_belongs_to_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(hosts, "FILE", tmp_path / "hosts")
+    monkeypatch.setattr(hosts, "TTL", 0.02)
+    (tmp_path / "hosts").write_text("10.0.0.1 users.internal\n::1 users.internal\n10.0.0.2 old.internal\n")
+    named = Endpoint("users.internal", 80, weight=3, zone="a", priority=1, metadata={"tags": "v2"})
+    resolver = Played(named, "old.internal:81", "10.0.0.9:82")
+    with Mesh(Service("orders", resolver)) as mesh:
+        mesh.wait_ready(5)
+        until(lambda: len(places(mesh)) == 4)
+        found = {str(node.endpoint): node.endpoint for node in mesh._clusters["orders"].view.nodes}
+        assert set(found) == {"10.0.0.1:80", "[::1]:80", "10.0.0.2:81", "10.0.0.9:82"}
+        first = found["10.0.0.1:80"]
+        assert (first.weight, first.zone, first.priority) == (3, "a", 1)
+        assert dict(first.metadata) == {"name": "users.internal", "tags": "v2"}
+        (tmp_path / "hosts").write_text("10.0.0.7 users.internal\n10.0.0.2 old.internal\n")
+        until(lambda: set(places(mesh)) == {"10.0.0.7:80", "10.0.0.2:81", "10.0.0.9:82"})
+        resolver.say("10.0.0.9:82")
+        until(lambda: places(mesh) == ["10.0.0.9:82"])
+        assert not mesh.snapshot()["orders"].warnings
+
+
+def test_names_in_a_list_are_looked_up_before_the_first_call(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, upstream: Upstream
+) -> None:
+    monkeypatch.setattr(hosts, "FILE", tmp_path / "hosts")
+    (tmp_path / "hosts").write_text("127.0.0.1 users.internal\n")
+    with Mesh(Service("users", [f"users.internal:{upstream.port}"])) as mesh, mesh.client("users") as client:
+        assert client.get("/").status_code == 200
+        assert places(mesh, "users") == [upstream.address]
+
+
+def test_a_thousand_endpoints_do_not_hold_up_the_application() -> None:
+    """No pause of its own thread over 50 ms while sets of a thousand are parsed, compared and published."""
+    import asyncio
+
+    sets = [[f"10.{number}.{each // 250}.{each % 250 + 1}:80" for each in range(1000)] for number in (1, 2)]
+    resolver = Played(*sets[0])
+    pauses: list[float] = []
+
+    async def main() -> None:
+        async with Mesh(Service("orders", resolver)) as mesh:
+            await mesh.await_ready(10)
+            for turn in range(6):
+                seen = mesh._clusters["orders"].view
+                answer = [Endpoint.parse(each) for each in sets[(turn + 1) % 2]]
+                resolver.endpoints = answer
+                resolver._version += 1
+                end = time.monotonic() + 10
+                while mesh._clusters["orders"].view is seen:
+                    before = time.monotonic()
+                    await asyncio.sleep(0.001)
+                    pauses.append(time.monotonic() - before)
+                    assert before < end
+
+    asyncio.run(main())
+    print(sorted(pauses)[-10:])
+    assert len(pauses) > 5
+    # A machine that others use has pauses of its own: the rule is looked at over the six of them.
+    assert sorted(pauses)[len(pauses) * 9 // 10] < 0.05
