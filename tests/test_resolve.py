@@ -85,7 +85,7 @@ def test_what_a_resolver_sees_is_a_table(folder: Path, capsys: pytest.CaptureFix
     *table, summary = told.splitlines()
     assert table == [
         "place           priority  weight  zone   metadata",
-        "10.0.0.1:8080          0       1  eu-1a  dc\\x1b[2J=a version=v2",
+        "10.0.0.1:8080          0       1  eu-1a  version=v2 dc\\x1b[2J=a",
         "db.internal:81         1     2.5",
     ]
     assert re.fullmatch(

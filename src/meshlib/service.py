@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import KW_ONLY, dataclass
-from typing import Any
+from typing import Any, cast
 
 from meshlib.core.balance import Balancer
 from meshlib.core.balance.least_request import LeastRequest
@@ -89,15 +89,12 @@ def _resolver(given: Any) -> Resolver:
 
         return resolver_of(given)
     if isinstance(given, type) or hasattr(given, "resolve"):
-        wrong = wrong_with(given)
-    elif isinstance(given, Iterable):
+        if wrong := wrong_with(given):
+            raise ConfigError([Fault("resolver", wrong)])
+        return cast("Resolver", given)
+    if isinstance(given, Iterable):
         return _listed(list(given))
-    else:
-        wrong = f"must be a list of addresses or a resolver URL, {EXAMPLE}"
-    if wrong:
-        raise ConfigError([Fault("resolver", f"{wrong}, got {given!r}")])
-    resolver: Resolver = given
-    return resolver
+    raise ConfigError([Fault("resolver", f"must be a list of addresses or a resolver URL, {EXAMPLE}, got {given!r}")])
 
 
 def _listed(entries: list[Any]) -> Resolver:

@@ -81,7 +81,7 @@ def test_the_faults_of_all_parts_are_listed_by_their_position() -> None:
         "resolver[4]",
         "resolver[5]",
     ]
-    assert faults[-2].message.endswith("previous)', or a resolver URL, got 5")
+    assert faults[4].message.endswith("previous)', got an object of type int")
     for nothing in (lambda: Failover(), lambda: Failover.from_url("failover:")):
         with pytest.raises(ConfigError, match="resolver: must name at least one resolver, for example 'failover:"):
             nothing()

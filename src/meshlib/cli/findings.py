@@ -56,9 +56,9 @@ def shown_as(source: str, *, wants_json: bool, is_watching: bool) -> Callable[[F
 
 def _show_json(source: str, finding: Finding, *, is_watching: bool) -> None:
     if is_watching:
-        print(json.dumps({"at": round(finding.at, 3), **_document(source, finding)}), flush=True)
+        print(json.dumps({"at": round(finding.at, 3), **_document(source, finding)}, default=str), flush=True)
     elif finding.answer is not None:
-        print(json.dumps(_document(source, finding), indent=2), flush=True)
+        print(json.dumps(_document(source, finding), indent=2, default=str), flush=True)
     else:
         print(f"meshlib resolve: {_plain(finding.error)}", file=sys.stderr)
 
@@ -103,7 +103,7 @@ def _show(source: str, finding: Finding, *, is_watching: bool) -> None:
 
 
 def _cells(endpoint: Endpoint) -> tuple[str, ...]:
-    metadata = " ".join(f"{name}={value}" for name, value in sorted(endpoint.metadata.items()))
+    metadata = " ".join(f"{name}={value}" for name, value in endpoint.metadata.items())
     words = (str(endpoint), str(endpoint.priority), f"{endpoint.weight:g}", endpoint.zone, metadata)
     return tuple(map(_plain, words))
 

@@ -71,16 +71,17 @@ def source_of(resolver: Resolver) -> str:
 
 
 def wrong_with(resolver: Any) -> str | None:
-    """What would be right, if this cannot be a resolver; else None."""
+    """What would be right, and what this is instead, if it cannot be a resolver; else None."""
     import inspect  # only what is not built in is looked at
 
     if isinstance(resolver, type):
-        return f"must be a resolver, not a class of resolvers: {resolver.__name__}(...)"
+        return f"must be a resolver, {resolver.__name__}(...), got the class"
+    given = f"got an object of type {type(resolver).__name__}"  # whose repr may show a token
     resolve = getattr(resolver, "resolve", None)
     if not callable(resolve):
-        return "must be a resolver, an object with 'async def resolve(self, service, previous)'"
+        return f"must be a resolver URL or an object with 'async def resolve(self, service, previous)', {given}"
     if inspect.isroutine(resolve) and not inspect.iscoroutinefunction(inspect.unwrap(resolve)):
-        return "must be a resolver whose 'resolve' is an 'async def'"
+        return f"must be a resolver whose 'resolve' is an 'async def', {given}"
     return None
 
 

@@ -135,7 +135,7 @@ def _read(resolver: Resolver | str) -> Resolver:
     if isinstance(resolver, str):
         return resolver_of(resolver)
     if wrong := wrong_with(resolver):
-        raise ConfigError([Fault("resolver", f"{wrong}, or a resolver URL, got {resolver!r}")])
+        raise ConfigError([Fault("resolver", wrong)])
     return resolver
 
 

@@ -36,7 +36,7 @@ EXAMPLE = "for example 'static:10.0.0.1:8080,10.0.0.2:8080'"
 
 # What digits alone follow is host:port, whatever the host is called.
 _URL = re.compile(r"([a-z][a-z0-9+.-]*):(?![0-9]+\Z)(.*)\Z", re.IGNORECASE | re.DOTALL)
-_MAY_HOLD_SECRETS = re.compile(r"[@?#]")
+_MAY_HOLD_SECRETS = re.compile(r"[@?#=]")
 
 
 def is_url(text: str) -> bool:
@@ -92,7 +92,7 @@ def _made(entry: EntryPoint, url: str) -> Resolver:
         fault = Fault("resolver", f"must be a URL that {name} takes: it raised {type(error).__name__}")
         raise ConfigError([fault]) from error
     if wrong := wrong_with(resolver):
-        raise ConfigError([Fault("resolver", f"{wrong}: {name} returned a {type(resolver).__name__}")])
+        raise ConfigError([Fault("resolver", f"{wrong} from {name}")])
     return resolver  # type: ignore[no-any-return]
 
 
