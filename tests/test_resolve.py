@@ -43,10 +43,10 @@ class Sleeper:
 
     async def resolve(self, service, previous):
         print("asked", file=sys.stderr, flush=True)
-        await asyncio.sleep(3600)
-
-    async def aclose(self):
-        self.closed.write_text("closed")
+        try:
+            await asyncio.sleep(3600)
+        finally:
+            self.closed.write_text("closed")
 """
 
 

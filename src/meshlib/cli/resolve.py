@@ -111,9 +111,6 @@ async def _serve(resolver: Resolver, ready: Future[Any]) -> None:
     over = asyncio.Event()
     ready.set_result((asyncio.get_running_loop(), over))
     await over.wait()
-    for part in getattr(resolver, "parts", (resolver,)):
-        if (aclose := getattr(part, "aclose", None)) is not None:
-            await aclose()
 
 
 async def _answer(resolver: Resolver, service: str, previous: Resolution | None) -> Resolution:
