@@ -7,9 +7,9 @@ import random
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scripted import PROPERTY, InOrder, Stage
+from scripted import OK, PROPERTY, Stage
 
-from meshlib import Breaker
+from meshlib import Breaker, Endpoint, Service
 from meshlib.core.view import View
 
 
@@ -96,10 +96,51 @@ def test_B3_the_number_of_ejected_nodes_is_never_above_the_cap(
 
 
 def test_a_view_without_nodes_offers_none_and_ejects_none() -> None:
-    view = View.build((), InOrder(), random.Random(1), 0.5)
+    view = View.build((), Service("orders", ["10.0.0.1:80"]), random.Random(1))
     assert list(view.candidates(1000.0, None)) == []
     assert view.may_eject() is False
 
 
 def test_a_view_says_its_balancers_name() -> None:
     assert Stage(1).cluster.view.balancer == "InOrder"
+
+
+# Rule D6: levels
+
+
+def levels(*priorities: int, **settings: object) -> Stage:
+    """10.0.0.1 and so on, with these priorities."""
+    stage = Stage(1, **settings)
+    stage.publish(*(Endpoint(f"10.0.0.{n + 1}", 80, priority=each) for n, each in enumerate(priorities)))
+    return stage
+
+
+def order(stage: Stage) -> list[int]:
+    """The last number of each address in the order of the candidates."""
+    return [int(node.endpoint.host[-1]) for node in stage.cluster.view.candidates(stage.clock(), None)]
+
+
+def test_D6_the_lowest_number_comes_first_whatever_the_order() -> None:
+    assert order(levels(7, 0, 7, 3)) == [2, 4, 1, 3]
+
+
+def test_D6_a_level_with_too_few_that_may_be_used_comes_last() -> None:
+    stage = levels(0, 0, 1, 1, min_healthy=2)
+    assert order(stage) == [1, 2, 3, 4]
+    stage.eject(1)
+    assert order(stage) == [3, 4, 1, 2]
+    stage.clock.advance(2.0)
+    assert order(stage) == [1, 2, 3, 4], "its probe is due, and brings it back"
+
+
+def test_D6_levels_that_are_all_too_small_keep_their_order() -> None:
+    assert order(levels(2, 0, 1, min_healthy=2)) == [2, 3, 1]
+
+
+def test_D6_a_call_goes_down_a_level_and_comes_back() -> None:
+    stage = levels(0, 1)
+    stage.eject(1)
+    assert stage.play([OK]).places == [2]
+    stage.clock.advance(2.0)
+    assert stage.play([OK]).places == [1], "the probe"
+    assert stage.play([OK]).places == [1]

@@ -64,7 +64,7 @@ class Cluster:
         self.pending: Pending | None = None
         self.is_known = False
         self.warnings: tuple[str, ...] = ()
-        self.view = View.build((), service.balancer, rng, service.breaker.max_ejected)
+        self.view = View.build((), service, rng)
 
     def publish(self, endpoints: Sequence[Endpoint], source: str, now: float) -> list[Place]:
         """Take over a set of endpoints; places that stay keep their node.
@@ -84,9 +84,7 @@ class Cluster:
                 return []
             gone = [place for place in self._nodes if place not in wanted]
             self._nodes = {place: self._node(endpoint) for place, endpoint in wanted.items()}
-            self.view = View.build(
-                tuple(self._nodes.values()), self.service.balancer, self.rng, self.service.breaker.max_ejected
-            )
+            self.view = View.build(tuple(self._nodes.values()), self.service, self.rng)
         return gone
 
     def has(self, place: Place) -> bool:

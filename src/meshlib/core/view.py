@@ -8,10 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
 
-from meshlib.core.balance import Balancer, Candidates
+from meshlib.core.balance import Candidates
 from meshlib.core.chance import Rng
 from meshlib.core.node import Node
+
+if TYPE_CHECKING:
+    from meshlib.service import Service
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,33 +35,44 @@ class View:
     most_ejected: int
 
     @classmethod
-    def build(cls, nodes: tuple[Node, ...], balancer: Balancer, rng: Rng, max_ejected: float) -> View:
-        """Prepare the balancer for these nodes.
+    def build(cls, nodes: tuple[Node, ...], service: Service, rng: Rng) -> View:
+        """Prepare the service's balancer for these nodes, level by level.
 
         At most the share `max_ejected` of them may be ejected, one always, the last never (rule B3): a caller that
         ejects on local evidence must not send everybody to the survivors.
         """
-        count = len(nodes)
-        levels = [balancer.prepare(level, rng) for level in _levels(nodes)]
-        candidates = levels[0] if len(levels) == 1 else _one_after_the_other(levels)
-        return cls(nodes, candidates, type(balancer).__name__, min(count - 1, max(1, int(count * max_ejected))))
+        balancer, count = service.balancer, len(nodes)
+        levels = [Level(level, balancer.prepare(level, rng)) for level in _by_priority(nodes)]
+        candidates = levels[0].candidates if len(levels) == 1 else _in_order(levels, service.min_healthy)
+        most = min(count - 1, max(1, int(count * service.breaker.max_ejected)))
+        return cls(nodes, candidates, type(balancer).__name__, most)
 
     def may_eject(self) -> bool:
         """Whether one more node may be ejected."""
         return sum(node.breaker.state != "closed" for node in self.nodes) < self.most_ejected
 
 
-def _levels(nodes: Sequence[Node]) -> list[list[Node]]:
-    """The nodes by priority, the preferred ones first."""
+class Level(NamedTuple):
+    """The nodes of one priority, and the balancer's order over them."""
+
+    nodes: Sequence[Node]
+    candidates: Candidates
+
+
+def _by_priority(nodes: Sequence[Node]) -> list[list[Node]]:
+    """The nodes of each priority, the preferred ones first."""
     priorities = sorted({node.endpoint.priority for node in nodes})
     return [[node for node in nodes if node.endpoint.priority == priority] for priority in priorities]
 
 
-def _one_after_the_other(levels: Sequence[Candidates]) -> Candidates:
-    """A lower level is asked when those above it have no candidate left."""
+def _in_order(levels: Sequence[Level], min_healthy: int) -> Candidates:
+    """One level after the other; those with fewer than `min_healthy` nodes that may be used come last (rule D6)."""
 
     def candidates(now: float, key: str | None) -> Iterator[Node]:
-        for level in levels:
-            yield from level(now, key)
+        short = [sum(node.breaker.is_eligible(now) for node in level.nodes) < min_healthy for level in levels]
+        for wanted in (False, True):
+            for level, is_short in zip(levels, short, strict=True):
+                if is_short is wanted:
+                    yield from level.candidates(now, key)
 
     return candidates
