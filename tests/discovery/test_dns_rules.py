@@ -11,6 +11,7 @@ from pathlib import Path
 
 import dns.asyncbackend
 import dns.asyncresolver
+import dns.rrset
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -269,6 +270,14 @@ def test_D3_addresses_that_were_sent_along_cost_no_query(server: ToyDns) -> None
     server.set("a.internal", "A", "10.1.0.1", ttl=4)
     assert resolve(behind(server)).ttl == 4
     assert server.asked() == [(SRV, "SRV", "udp")]
+
+
+def test_D3_what_is_sent_along_from_another_world_is_not_used(server: ToyDns) -> None:
+    """Addresses of another class than the internet's are not ours to read."""
+    server.records["a.internal", "A"] = dns.rrset.from_text("a.internal.", 30, "CH", "A", "chaos. 0104")
+    found = resolve(behind(server))
+    assert places(found) == ["10.1.0.2:9002", "10.1.0.3:9003"]
+    assert "target a.internal: it has no address" in found.warnings[0]
 
 
 def test_D3_other_targets_are_looked_up_each_once(server: ToyDns) -> None:

@@ -8,6 +8,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable, Mapping, Sequence
 
+import dns.rdataclass
+
 from meshlib.discovery.addresses import FAMILIES, Addresses, look_up
 from meshlib.discovery.nameservers import Answer, Nameservers
 from meshlib.errors import ResolveError
@@ -49,7 +51,7 @@ async def addresses_of(targets: Iterable[str], answer: Answer, asked: Nameserver
 def _sent_along(answer: Answer) -> dict[str, Addresses]:
     found: dict[str, Addresses] = {}
     for rrset in answer.additional:
-        if rrset.rdtype.name in FAMILIES:
+        if rrset.rdclass == dns.rdataclass.IN and rrset.rdtype.name in FAMILIES:
             name = rrset.name.canonicalize().to_text(True)
             before = found.get(name, Addresses((), rrset.ttl))
             hosts = (*before.hosts, *(record.address for record in rrset))
