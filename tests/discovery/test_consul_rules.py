@@ -345,8 +345,8 @@ def test_D4_entries_that_say_too_little_are_left_out_and_told() -> None:
         {"Node": {}},
         entry(8006) | {"Checks": [1]},
     ]
-    (got,), _ = ask(answer(*bad, entry(8001), entry(8001, ID="again")))
-    assert places(got) == ["127.0.0.1:8001"]
+    (got,), _ = ask(answer(*bad, entry(8001), entry(8001, Weights={"Passing": 9})))
+    assert [(str(endpoint), endpoint.weight) for endpoint in got.endpoints] == [("127.0.0.1:8001", 1)]
     assert got.warnings == ("6 of its instances left out: 'web-0' has no port",)
 
 
