@@ -62,6 +62,12 @@ def test_a_url_is_split_before_anything_else_is_read() -> None:
     assert resolver.source.startswith("failover:static:|file:/")
 
 
+@pytest.mark.parametrize("bar", ["%7C", "%7c"])
+def test_a_bar_inside_a_part_is_escaped(bar: str) -> None:
+    resolver = Failover.from_url(f"failover:failover:static:10.0.0.1:1{bar}static:10.0.0.1:2|static:10.0.0.1:3")
+    assert [part.endpoints[0].port for part in resolver.parts] == [1, 2, 3]  # type: ignore[attr-defined]
+
+
 def test_one_in_another_stands_for_its_parts() -> None:
     inner = Failover("static:10.0.0.1:1", "static:10.0.0.1:2")
     outer = Failover(inner, "failover:static:10.0.0.1:3|static:10.0.0.1:4", Static([at(5)]))

@@ -135,6 +135,15 @@ def test_a_broken_file_is_told_and_nothing_around_the_fault(content: str | bytes
     assert len(fault) <= 200
 
 
+def test_what_is_missing_is_not_missing_twice(tmp_path: Path) -> None:
+    assert faults(written(tmp_path, '[{}, {"zone": ""}]', "a.json")) == [
+        "endpoints[0].host: must be given",
+        "endpoints[0].port: must be given",
+        "endpoints[1].host: must be given",
+        "endpoints[1].port: must be given",
+    ]
+
+
 def test_of_many_faults_the_first_are_shown(tmp_path: Path) -> None:
     said = faults(written(tmp_path, json.dumps(["x"] * 50), "a.json"))
     assert len(said) == 21
