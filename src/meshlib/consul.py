@@ -130,7 +130,7 @@ class ConsulAgent:
                 response_headers, body = await self._exchange(request, token)
         except TimeoutError:
             raise ConsulError(f"no answer from {self} within {timeout:g} s") from None
-        except httpx.TransportError as error:
+        except (httpx.TransportError, OSError) as error:  # the oldest httpcore lets errors of TLS through as they are
             what = ": ".join(filter(None, (type(error).__name__, str(error))))
             raise ConsulError(f"no answer from {self} ({what})") from error
         return Answer(_json(body, token), response_headers, had_token=bool(token))
