@@ -38,9 +38,16 @@ def server(no_leaks: None) -> Iterator[ToyDns]:
 
 @pytest.fixture
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Silence costs less than half a second."""
+    """Silence costs less than half a second; for tests in which nobody has to answer in time."""
     monkeypatch.setattr(nameservers, "TIMEOUT", 0.15)
     monkeypatch.setattr(nameservers, "LIFETIME", 0.3)
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Silence costs little more than a second, which is time enough for an answer."""
+    monkeypatch.setattr(nameservers, "TIMEOUT", 0.6)
+    monkeypatch.setattr(nameservers, "LIFETIME", 1.2)
 
 
 def users(server: ToyDns, **settings: bool) -> Dns:
@@ -106,26 +113,23 @@ def test_D1_a_name_without_addresses_is_an_empty_answer(server: ToyDns, soa: int
         assert resolve(resolver, before("10.0.0.1:8080")) == Resolution((), ttl)
 
 
-@pytest.mark.parametrize(
-    ("fault", "said"),
-    [
-        ("SERVFAIL", "answered SERVFAIL"),
-        ("REFUSED", "answered REFUSED"),
-        ("FORMERR", "answered FORMERR"),
-        ("silence", "did not answer"),
-        ("wrong id", "did not answer"),
-        ("garbage", "did not answer"),
-    ],
-)
-def test_D1_a_nameserver_that_fails_is_an_error_in_plain_words(
-    server: ToyDns, hasty: None, fault: str, said: str
+@pytest.mark.parametrize("code", ["SERVFAIL", "REFUSED", "FORMERR"])
+def test_D1_a_nameserver_that_refuses_is_an_error_in_plain_words(server: ToyDns, code: str) -> None:
+    server.fail(code)
+    for resolver in (users(server), behind(server)):
+        assert f"{server.place} answered {code}" in error_of(resolver, before("10.0.0.1:8080"))
+
+
+@pytest.mark.parametrize("fault", ["silence", "wrong id", "garbage"])
+def test_D1_a_nameserver_that_says_nothing_of_use_is_an_error_in_plain_words(
+    server: ToyDns, hasty: None, fault: str
 ) -> None:
     server.fail(fault)
     for resolver in (users(server), behind(server)):
-        assert f"{server.place} {said}" in error_of(resolver, before("10.0.0.1:8080"))
+        assert f"{server.place} did not answer" in error_of(resolver, before("10.0.0.1:8080"))
 
 
-def test_D1_tcp_that_fails_is_an_error_in_plain_words(server: ToyDns, hasty: None) -> None:
+def test_D1_tcp_that_fails_is_an_error_in_plain_words(server: ToyDns) -> None:
     server.fail("hang up")
     assert f"{server.place} could not be reached" in error_of(users(server, tcp=True))
     with ToyDns() as gone:
@@ -135,7 +139,7 @@ def test_D1_tcp_that_fails_is_an_error_in_plain_words(server: ToyDns, hasty: Non
 
 
 @pytest.mark.parametrize("fault", ["SERVFAIL", "silence", "NXDOMAIN"])
-def test_D1_a_family_that_is_not_answered_stays_as_it_was(server: ToyDns, hasty: None, fault: str) -> None:
+def test_D1_a_family_that_is_not_answered_stays_as_it_was(server: ToyDns, quick: None, fault: str) -> None:
     server.fail(fault, kind="AAAA")
     found = resolve(users(server), before("[fd00::9]:8080", "10.0.0.9:8080"))
     assert places(found) == ["10.0.0.1:8080", "10.0.0.2:8080", "[fd00::9]:8080"]
@@ -312,7 +316,7 @@ def test_D3_two_records_that_lead_to_one_place_are_one_endpoint(server: ToyDns) 
 
 
 @pytest.mark.parametrize("fault", ["SERVFAIL", "silence", "NXDOMAIN", "NODATA"])
-def test_D1_a_target_that_cannot_be_looked_up_is_left_out(server: ToyDns, hasty: None, fault: str) -> None:
+def test_D1_a_target_that_cannot_be_looked_up_is_left_out(server: ToyDns, quick: None, fault: str) -> None:
     server.additional = False
     server.fail(fault, "a.internal")
     found = resolve(behind(server))
@@ -342,18 +346,16 @@ def test_D1_no_target_with_an_address_is_an_error(server: ToyDns, fault: str) ->
 
 
 def test_D1_targets_that_stay_unknown_share_one_limit(
-    server: ToyDns, hasty: None, monkeypatch: pytest.MonkeyPatch
+    server: ToyDns, quick: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(targets, "PATIENCE", 0.9)
+    monkeypatch.setattr(targets, "PATIENCE", 2.0)
     server.additional = False
     server.set(SRV, "SRV", "1 1 9001 a.internal.", *(f"1 1 80 silent{number}.internal." for number in range(200)))
     for number in range(200):
         server.fail("silence", f"silent{number}.internal")
-    start = time.monotonic()
     found = resolve(behind(server))
-    assert time.monotonic() - start < 5
     assert places(found) == ["10.1.0.1:9001"]
-    assert sum(query.name.startswith("silent") for query in server.queries) < 800, "not all of them were asked for"
+    assert sum(query.name.startswith("silent") for query in server.queries) < 700, "not all of them were asked for"
     assert found.warnings[-1] == "and 195 more"
 
 
