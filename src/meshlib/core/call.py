@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from meshlib.core.backoff import delay_before
 from meshlib.core.cluster import Cluster
 from meshlib.core.node import Node
-from meshlib.core.outcome import End, Outcome, outcome_of_end, outcome_of_status, verdict_of
+from meshlib.core.outcome import REJECTING, End, Outcome, outcome_of_end, outcome_of_status, verdict_of
 from meshlib.core.report import Attempt, Kind, Report
 from meshlib.core.view import View
 
@@ -41,6 +41,8 @@ class Call:
 
     # Where a call stands before its first attempt; most calls stay there.
     _kind: Kind = "first"
+    _retries = True
+    _key: str | None = None
     _walk: Iterator[Node] = iter(())
     _walked: View | None = None
     _counted = 1
@@ -58,14 +60,19 @@ class Call:
         retries: bool = True,
         key: str | None = None,
     ) -> None:
-        self.cluster = cluster
-        self._attempt_timeout = cluster.service.timeout.attempt if attempt_timeout is None else attempt_timeout
+        service = cluster.service
+        given = service.timeout.attempt if attempt_timeout is None else attempt_timeout
+        self._set_out(cluster, service.name, repeatable, deadline, given)
         self._retries = retries
         self._key = key
-        self._tried: list[Node] = []
+
+    def _set_out(self, cluster: Cluster, name: str, repeatable: bool, deadline: float, attempt_timeout: float) -> None:
+        """What every call begins with."""
+        self.cluster = cluster
         self.repeatable = repeatable
         self.deadline = deadline
-        self.report = Report(cluster.service.name)
+        self.report = Report(name)
+        self._attempt_timeout = attempt_timeout
 
     def begin(self, now: float) -> Attempt | None:
         """Start the next attempt.
@@ -78,14 +85,17 @@ class Call:
             if now >= self.deadline:
                 return None
             deadline = self.deadline
-        with self.cluster.lock:
-            if self.cluster.orphans:
-                self.cluster.collect_orphans()
+        cluster = self.cluster
+        with cluster.lock:
+            if cluster.orphans:
+                cluster.collect_orphans()
             chosen = self._choose(now, deadline + LAPSE)
             if chosen is None:
                 return None
             node, permit, why = chosen
-            attempt = Attempt(node, permit, self._kind, why, now, deadline, self._waited)
+            attempt = Attempt(node, permit, why, now, deadline)
+        if self._kind != "first":
+            attempt.kind, attempt.waited = self._kind, self._waited
         self.report.attempts.append(attempt)
         return attempt
 
@@ -125,22 +135,41 @@ class Call:
         Returns:
             None if this was the last attempt; else the seconds to wait before the next `begin`.
         """
-        attempt.seconds = now - attempt.started
-        attempt.status = status
         if retry_after is not None:
             attempt.retry_after = retry_after
+        if end is None and status not in REJECTING and status not in self.cluster.service.retry.on_status:
+            assert status is not None
+            return self.succeed(attempt, now, status, whole)
+        attempt.seconds = now - attempt.started
+        attempt.status = status
         if error is not None:
             attempt.error = error
         if end is End.timeout and now >= self.deadline - TIMER_SLACK:
             end = End.deadline
         with self.cluster.lock:
-            attempt.outcome = outcome = self._judge(attempt, now, end, sent)
+            attempt.outcome = self._judge(attempt, now, end, sent)
             if whole or end is not None:
                 attempt.finish()
-            if outcome is Outcome.ok and status not in self.cluster.service.retry.on_status:
-                self.cluster.bucket.succeeded(self._paid)
-                return None
             return self._follow(attempt, now, end, sent, resendable)
+
+    def succeed(self, attempt: Attempt, now: float, status: int, whole: bool) -> None:
+        """What `settle` does about an answer that is neither a rejection nor worth a retry, as most are.
+
+        A driver that knows as much may come here straight away.
+        """
+        attempt.status = status
+        attempt.seconds = now - attempt.started
+        attempt.outcome = Outcome.ok
+        node, cluster = attempt.node, self.cluster
+        with cluster.lock:
+            node.settle(attempt.number, now, True)
+            breaker = node.breaker
+            if breaker.failures_in_a_row or breaker.state != "closed":  # else it has nothing to learn
+                cluster.record(node, attempt.permit, True, now)
+            if whole:
+                attempt.finish()
+            if self._paid or cluster.bucket.tokens < cluster.bucket.capacity:
+                cluster.bucket.succeeded(self._paid)
 
     def release(self, attempt: Attempt, now: float, *, died: str | None = None) -> None:
         """An attempt's response has ended; counts once, however often it is said.
@@ -170,20 +199,27 @@ class Call:
         if self._walked is not view:  # what was removed meanwhile gets no attempt
             self._walk, self._walked = view.candidates(now, self._key), view
         for node in self._walk:
-            if node not in self._tried and (permit := node.breaker.admit(now, lapses_at)) is not None:
-                self._tried.append(node)
-                return node, permit, "probe" if node.breaker.state == "half_open" else view.balancer
+            if self.report.attempts and node in self._tried():
+                continue
+            breaker = node.breaker
+            if breaker.state == "closed":  # nearly always: then `admit` has nothing to decide
+                return node, breaker.generation, view.balancer
+            if (permit := breaker.admit(now, lapses_at)) is not None:
+                return node, permit, "probe"
         return self._choose_again(list(view.candidates(now, self._key)), now, lapses_at)
 
     def _choose_again(self, nodes: list[Node], now: float, lapses_at: float) -> tuple[Node, int, str] | None:
         """The walk is over: a node that has come or come back since it began, else the best of all once more."""
-        for node in sorted(nodes, key=self._tried.__contains__):
+        tried = self._tried()
+        for node in sorted(nodes, key=tried.__contains__):
             if (permit := node.breaker.admit(now, lapses_at)) is not None:
-                is_new = node not in self._tried
-                if is_new:
-                    self._tried.append(node)
-                return node, permit, "probe" if node.breaker.state == "half_open" else "late" if is_new else "again"
+                why = "again" if node in tried else "late"
+                return node, permit, "probe" if node.breaker.state == "half_open" else why
         return None
+
+    def _tried(self) -> list[Node]:
+        """The nodes this call has been to."""
+        return [attempt.node for attempt in self.report.attempts]
 
     def _judge(self, attempt: Attempt, now: float, end: End | None, sent: bool) -> Outcome:
         """Find the outcome, and tell node and breaker."""
@@ -247,4 +283,5 @@ class Call:
 
     def _untried(self, now: float) -> bool:
         """Whether there is a usable node this call has not been to."""
-        return any(node.breaker.is_eligible(now) and node not in self._tried for node in self.cluster.view.nodes)
+        tried = self._tried()
+        return any(node.breaker.is_eligible(now) and node not in tried for node in self.cluster.view.nodes)

@@ -17,6 +17,9 @@ from meshlib.policy import Breaker
 MEMORY = 10.0
 """Seconds after which an observation has lost all but 1/e of its weight in `ewma` and `rate`."""
 
+ONE = 1 / MEMORY
+"""What one attempt adds to `rate`."""
+
 REMEMBERED = 256
 """Latencies kept for the quantiles of a snapshot."""
 
@@ -35,7 +38,7 @@ class Node:
         ewma: exponentially weighted latency in seconds, 0 until the first answer.
         effective_weight: what the view gives the balancer to work with.
         breaker: the state machine.
-        epoch: grows with every fork; an attempt of an earlier one is not ours to count.
+        inherited: attempts made before the last fork, which are not ours to count.
     """
 
     __slots__ = (
@@ -47,10 +50,10 @@ class Node:
         "breaker",
         "effective_weight",
         "endpoint",
-        "epoch",
         "ewma",
         "failures",
         "in_flight",
+        "inherited",
         "latencies",
     )
 
@@ -58,7 +61,7 @@ class Node:
         self.endpoint = endpoint
         self.effective_weight = float(endpoint.weight)
         self.breaker = NodeBreaker(breaker)
-        self.epoch = 0
+        self.inherited = 0
         self.in_flight = 0
         self.attempts = 0
         self.failures = 0
@@ -78,17 +81,17 @@ class Node:
         """An attempt begins; returns the number it is closed by."""
         self.attempts = number = self.attempts + 1
         self.in_flight += 1
-        self._rate = self._rate * exp((self._rated_at - now) / MEMORY) + 1 / MEMORY
+        self._rate = self._rate * exp((self._rated_at - now) / MEMORY) + ONE
         self._rated_at = now
         self._open[number] = now
         return number
 
     def settle(self, number: int, now: float, success: bool | None) -> None:
         """The attempt's answer, or its end without one, is known."""
-        started = self._open.pop(number, now)
+        seconds = now - self._open.pop(number, now)
         if success is None:
             return
-        self._observe(now - started, now)
+        self._observe(seconds, now)
         if not success:
             self.failures += 1
 
@@ -103,7 +106,7 @@ class Node:
 
     def forget_open(self) -> None:
         """No attempt is under way: those that were belong to another process."""
-        self.epoch += 1
+        self.inherited = self.attempts
         self.in_flight = 0
         self._open.clear()
 
@@ -116,7 +119,6 @@ class Node:
         return self._rate * exp((self._rated_at - now) / MEMORY)
 
     def _observe(self, seconds: float, now: float) -> None:
-        keep = exp((self._observed_at - now) / MEMORY)
-        self.ewma = keep * self.ewma + (1 - keep) * seconds
+        self.ewma = seconds + (self.ewma - seconds) * exp((self._observed_at - now) / MEMORY)
         self._observed_at = now
         self.latencies.append(seconds)
