@@ -11,7 +11,7 @@ sync and the async driver differ only in how they wait.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from meshlib.core.backoff import delay_before
 from meshlib.core.cluster import Cluster
@@ -22,6 +22,8 @@ from meshlib.core.view import View
 
 TIMER_SLACK = 0.002
 """Seconds by which a timer may go off before the instant it was set for."""
+
+OK = Outcome.ok  # an enum's member costs more to find than the rest of the line that needs it
 
 LAPSE = 1.0
 """Seconds after its deadline at which an attempt that never reported is taken for lost."""
@@ -89,14 +91,9 @@ class Call:
         with cluster.lock:
             if cluster.orphans:
                 cluster.collect_orphans()
-            chosen = self._choose(now, deadline + LAPSE)
-            if chosen is None:
-                return None
-            node, permit, why = chosen
-            attempt = Attempt(node, permit, why, now, deadline)
-        if self._kind != "first":
-            attempt.kind, attempt.waited = self._kind, self._waited
-        self.report.attempts.append(attempt)
+            attempt = (self._choose if self._kind == "first" else self._choose_next)(now, deadline)
+        if attempt is not None:
+            self.report.attempts.append(attempt)
         return attempt
 
     def restart(self, attempt: Attempt, now: float) -> None:
@@ -139,7 +136,8 @@ class Call:
             attempt.retry_after = retry_after
         if end is None and status not in REJECTING and status not in self.cluster.service.retry.on_status:
             assert status is not None
-            return self.succeed(attempt, now, status, whole)
+            self.succeed(attempt, now, status, whole)
+            return None
         attempt.seconds = now - attempt.started
         attempt.status = status
         if error is not None:
@@ -159,7 +157,7 @@ class Call:
         """
         attempt.status = status
         attempt.seconds = now - attempt.started
-        attempt.outcome = Outcome.ok
+        attempt.outcome = OK
         node, cluster = attempt.node, self.cluster
         with cluster.lock:
             node.settle(attempt.number, now, True)
@@ -189,32 +187,39 @@ class Call:
         """Whether the total time has run out."""
         return now >= self.deadline - TIMER_SLACK
 
-    def _choose(self, now: float, lapses_at: float) -> tuple[Node, int, str] | None:
-        """The next node whose breaker admits this call: one not tried yet, else the best again (rule C2)."""
-        if self._kind == "transparent":
-            node = self.report.attempts[-1].node
-            if (permit := node.breaker.admit(now, lapses_at)) is not None:
-                return node, permit, "again"
+    def _choose_next(self, now: float, deadline: float) -> Attempt | None:
+        """Another attempt: a transparent one where the last was, else see `_choose`."""
+        attempt, node = None, self.report.attempts[-1].node
+        if self._kind == "transparent" and (permit := node.breaker.admit(now, deadline + LAPSE)) is not None:
+            attempt = Attempt(node, permit, "again", now, deadline)
+        attempt = attempt or self._choose(now, deadline, self._tried())
+        if attempt is not None:
+            attempt.kind, attempt.waited = self._kind, self._waited
+        return attempt
+
+    def _choose(self, now: float, deadline: float, tried: Collection[Node] = ()) -> Attempt | None:
+        """An attempt on the next node whose breaker admits this call: one not tried yet, else the best again (C2)."""
         view = self.cluster.view
         if self._walked is not view:  # what was removed meanwhile gets no attempt
             self._walk, self._walked = view.candidates(now, self._key), view
         for node in self._walk:
-            if self.report.attempts and node in self._tried():
+            if node in tried:
                 continue
             breaker = node.breaker
             if breaker.state == "closed":  # nearly always: then `admit` has nothing to decide
-                return node, breaker.generation, view.balancer
-            if (permit := breaker.admit(now, lapses_at)) is not None:
-                return node, permit, "probe"
-        return self._choose_again(list(view.candidates(now, self._key)), now, lapses_at)
+                return Attempt(node, breaker.generation, view.balancer, now, deadline)
+            if (permit := breaker.admit(now, deadline + LAPSE)) is not None:
+                return Attempt(node, permit, "probe", now, deadline)
+        return self._choose_again(list(view.candidates(now, self._key)), now, deadline)
 
-    def _choose_again(self, nodes: list[Node], now: float, lapses_at: float) -> tuple[Node, int, str] | None:
+    def _choose_again(self, nodes: list[Node], now: float, deadline: float) -> Attempt | None:
         """The walk is over: a node that has come or come back since it began, else the best of all once more."""
         tried = self._tried()
         for node in sorted(nodes, key=tried.__contains__):
-            if (permit := node.breaker.admit(now, lapses_at)) is not None:
+            if (permit := node.breaker.admit(now, deadline + LAPSE)) is not None:
                 why = "again" if node in tried else "late"
-                return node, permit, "probe" if node.breaker.state == "half_open" else why
+                why = "probe" if node.breaker.state == "half_open" else why
+                return Attempt(node, permit, why, now, deadline)
         return None
 
     def _tried(self) -> list[Node]:

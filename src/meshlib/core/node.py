@@ -20,6 +20,9 @@ MEMORY = 10.0
 ONE = 1 / MEMORY
 """What one attempt adds to `rate`."""
 
+TICK = 0.1
+"""Seconds whose attempts count for `rate` as if they had begun at once, which is 1 % from the truth at most."""
+
 REMEMBERED = 256
 """Latencies kept for the quantiles of a snapshot."""
 
@@ -70,7 +73,7 @@ class Node:
         self._open: dict[int, float] = {}
         self._observed_at = -inf
         self._rate = 0.0
-        self._rated_at = 0.0
+        self._rated_at = -inf
 
     @property
     def oldest_open(self) -> float | None:
@@ -81,8 +84,9 @@ class Node:
         """An attempt begins; returns the number it is closed by."""
         self.attempts = number = self.attempts + 1
         self.in_flight += 1
-        self._rate = self._rate * exp((self._rated_at - now) / MEMORY) + ONE
-        self._rated_at = now
+        if now > self._rated_at + TICK:
+            self._rate, self._rated_at = self.rate(now), now
+        self._rate += ONE
         self._open[number] = now
         return number
 

@@ -62,7 +62,7 @@ class Attempt:
         node = self.node
         if self.number <= node.inherited:
             return False
-        node.finish()
+        node.in_flight -= 1
         return True
 
     def __str__(self) -> str:

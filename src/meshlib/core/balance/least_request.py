@@ -41,6 +41,7 @@ class LeastRequest:
         """See `Balancer`."""
         count = len(nodes)
         choices = min(self.choices, count)
+        random, others = rng.random, count - 1
 
         def candidates(now: float, key: str | None) -> Iterator[Node]:
             drawn = draw(nodes, rng)
@@ -54,8 +55,8 @@ class LeastRequest:
 
         def candidates_of_two(now: float, key: str | None) -> Iterator[Node]:
             # The same for the two choices that nearly everybody has: most calls ask for the first candidate alone.
-            one = int(rng.random() * count)
-            two = 1 + int(rng.random() * (count - 1))
+            one = int(random() * count)
+            two = 1 + int(random() * others)
             best, other = nodes[one], nodes[two if two != one else 0]
             if (other.in_flight or best.in_flight or other.effective_weight != best.effective_weight) and is_better(
                 other, best, rng
