@@ -166,8 +166,9 @@ class Call:
                 cluster.record(node, attempt.permit, True, now)
             if whole:
                 attempt.finish()
-            if self._paid or cluster.bucket.tokens < cluster.bucket.capacity:
-                cluster.bucket.succeeded(self._paid)
+            bucket = cluster.bucket
+            if bucket.tokens < bucket.capacity:  # else there is nothing to give back
+                bucket.succeeded(self._paid)
 
     def release(self, attempt: Attempt, now: float, *, died: str | None = None) -> None:
         """An attempt's response has ended; counts once, however often it is said.

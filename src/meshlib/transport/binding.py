@@ -81,7 +81,7 @@ def inner_request(
     if IS_KNOWN:
         parts = request.url._uri_reference
         moved.url = url = _blank(httpx.URL)
-        url._uri_reference = tuple.__new__(type(parts), (scheme, parts[1], endpoint.host, endpoint.port, *parts[4:]))
+        url._uri_reference = _tuple(_Parts, (scheme, parts[1], endpoint.host, endpoint.port, *parts[4:]))
         moved.headers = headers = _blank(httpx.Headers)
         headers._encoding = None
         headers._list = [*request.headers._list]
@@ -126,13 +126,16 @@ IS_KNOWN = _is_known()
 than all of our own work on a call."""
 
 _blank: Any = object.__new__
+_tuple: Any = tuple.__new__
+_Parts: Any = type(getattr(httpx.URL("http://a/"), "_uri_reference", None))
 
 _LOWERED = itemgetter(1)
 """The part of an entry of `httpx.Headers` that is the name in lower case."""
 
 
 def _milliseconds(left: float) -> bytes:
-    return b"%d" % max(1, int(left * 1000))
+    whole = int(left * 1000)
+    return b"%d" % (whole if whole > 0 else 1)
 
 
 def _without(headers: list[tuple[bytes, bytes]], name: bytes) -> list[tuple[bytes, bytes]]:
