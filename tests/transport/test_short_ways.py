@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import pytest
 from doubles import Factory
-from test_drivers import SCRIPTS, Scripted, run_async, run_sync
+from test_drivers import SCRIPTS, Scripted, mesh_over, run_async, run_sync
 
 from conftest import Colour
 from meshes import over
@@ -21,9 +21,26 @@ URLS = ("http://orders/v1?x=1&y=%2F#part", "http://user:pass@orders/", "http://o
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_an_answer_judged_at_length_is_judged_alike(script: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    meshes: list[Mesh] = []
+
+    def kept(scripted: Scripted) -> Mesh:
+        meshes.append(mesh_over(scripted))
+        return meshes[-1]
+
+    monkeypatch.setattr("test_drivers.mesh_over", kept)
     short = run_sync(Scripted(SCRIPTS[script])), run_async(Scripted(SCRIPTS[script]))
     monkeypatch.setattr("meshlib.transport.terms.REJECTING", frozenset(range(100, 600)))
     assert (run_sync(Scripted(SCRIPTS[script])), run_async(Scripted(SCRIPTS[script]))) == short
+    learned = list(map(known, meshes))
+    assert learned == [learned[0]] * 4
+    assert all(in_flight == 0 for _, *nodes in learned for _, in_flight, *_ in nodes)
+
+
+def known(mesh: Mesh) -> list[Any]:
+    """What a mesh knows of its service after all calls, without the times."""
+    service = mesh.snapshot()["orders"]
+    nodes = [(each.endpoint, each.in_flight, each.attempts, each.failures, each.state) for each in service.nodes]
+    return [service.budget_tokens, *nodes]
 
 
 @pytest.mark.parametrize("host", [None, "endpoint", "elsewhere"])
