@@ -30,6 +30,7 @@ from meshlib.transport.binding import Answer
 from meshlib.transport.body import RecordedBody
 from meshlib.transport.connections import AsyncStacks, SyncStacks
 from meshlib.transport.exchange import Exchange
+from meshlib.transport.inner import InnerConnection
 from meshlib.transport.network import Bounded
 from meshlib.transport.router import Router
 from meshlib.transport.stack import AsyncConnection, Connection, Stack
@@ -55,7 +56,8 @@ def figures(sizes: Sizes) -> Iterator[Figure]:
         attempt = exchange.begin(time.monotonic())
         assert attempt is not None
         yield _cost("request, for our own connections", lambda: exchange.head(attempt), sizes)
-        yield _cost("request, for an inner transport", lambda: exchange.inner_request(attempt, {}), sizes)
+        inner = InnerConnection(None, time.monotonic, attempt.deadline)
+        yield _cost("request, for an inner transport", lambda: inner.request(exchange, attempt), sizes)
         yield _cost("http, sync", _http(exchange, attempt), sizes)
         yield _cost("http, async", _async_http(exchange, attempt), sizes)
         yield _cost("reply", _reply(exchange, attempt), sizes)

@@ -41,14 +41,12 @@ class Scope:
         self.deadline = min(deadline, outer.deadline) if outer else deadline
 
 
-_scope: ContextVar[Scope | None] = ContextVar("meshlib_scope", default=None)
-
 NOTHING = Scope(None, {}, math.inf)
 
+_scope: ContextVar[Scope] = ContextVar("meshlib_scope", default=NOTHING)
 
-def current_scope() -> Scope:
-    """What holds here."""
-    return _scope.get() or NOTHING
+current_scope = _scope.get
+"""What holds here. Every call asks, so there is no function around it."""
 
 
 class _Block:
@@ -57,7 +55,7 @@ class _Block:
     The scope knows its outer one, so leaving needs no token: one object may be entered by many tasks at once.
     """
 
-    def _enter(self, outer: Scope | None) -> Scope:
+    def _enter(self, outer: Scope) -> Scope:
         raise NotImplementedError
 
     def __enter__(self) -> None:
@@ -67,7 +65,7 @@ class _Block:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         # In a context that the block was not entered in, another's scope is the innermost, or none.
-        if (scope := _scope.get()) is not None and scope.block is self:
+        if (scope := _scope.get()).block is self and scope.outer is not None:
             _scope.set(scope.outer)
 
     def __call__(self, function: Callable[P, R]) -> Callable[P, R]:
@@ -113,7 +111,7 @@ class options(_Block):
     def __init__(self, **given: Any) -> None:
         self._options = checked(given, "options()")
 
-    def _enter(self, outer: Scope | None) -> Scope:
+    def _enter(self, outer: Scope) -> Scope:
         return Scope(outer, self._options, math.inf, self)
 
 
@@ -132,7 +130,7 @@ class deadline(_Block):
             raise ConfigError([Fault("deadline.seconds", f"{wrong}, got {seconds!r}")])
         self._seconds = seconds
 
-    def _enter(self, outer: Scope | None) -> Scope:
+    def _enter(self, outer: Scope) -> Scope:
         return Scope(outer, {}, time.monotonic() + self._seconds, self)
 
 

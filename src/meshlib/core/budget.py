@@ -16,10 +16,11 @@ class Bucket:
         settings: its size and prices.
     """
 
-    __slots__ = ("_settings", "tokens")
+    __slots__ = ("_settings", "capacity", "tokens")
 
     def __init__(self, settings: Budget) -> None:
         self._settings = settings
+        self.capacity = settings.capacity
         self.tokens = float(settings.capacity)
 
     def pay(self, *, throttled: bool) -> float:
@@ -32,4 +33,4 @@ class Bucket:
 
     def succeeded(self, paid: float) -> None:
         """A call succeeded; `paid` is what its last extra attempt cost, 0 if it needed none."""
-        self.tokens = min(self._settings.capacity, self.tokens + (paid or self._settings.refund))
+        self.tokens = min(self.capacity, self.tokens + (paid or self._settings.refund))

@@ -11,17 +11,19 @@ sync and the async driver differ only in how they wait.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from meshlib.core.backoff import delay_before
 from meshlib.core.cluster import Cluster
 from meshlib.core.node import Node
-from meshlib.core.outcome import End, Outcome, outcome_of_end, outcome_of_status, verdict_of
+from meshlib.core.outcome import REJECTING, End, Outcome, outcome_of_end, outcome_of_status, verdict_of
 from meshlib.core.report import Attempt, Kind, Report
 from meshlib.core.view import View
 
 TIMER_SLACK = 0.002
 """Seconds by which a timer may go off before the instant it was set for."""
+
+OK = Outcome.ok  # an enum's member costs more to find than the rest of the line that needs it
 
 LAPSE = 1.0
 """Seconds after its deadline at which an attempt that never reported is taken for lost."""
@@ -41,6 +43,8 @@ class Call:
 
     # Where a call stands before its first attempt; most calls stay there.
     _kind: Kind = "first"
+    _retries = True
+    _key: str | None = None
     _walk: Iterator[Node] = iter(())
     _walked: View | None = None
     _counted = 1
@@ -58,14 +62,19 @@ class Call:
         retries: bool = True,
         key: str | None = None,
     ) -> None:
-        self.cluster = cluster
-        self._attempt_timeout = cluster.service.timeout.attempt if attempt_timeout is None else attempt_timeout
+        service = cluster.service
+        given = service.timeout.attempt if attempt_timeout is None else attempt_timeout
+        self._set_out(cluster, service.name, repeatable, deadline, given)
         self._retries = retries
         self._key = key
-        self._tried: list[Node] = []
+
+    def _set_out(self, cluster: Cluster, name: str, repeatable: bool, deadline: float, attempt_timeout: float) -> None:
+        """What every call begins with."""
+        self.cluster = cluster
         self.repeatable = repeatable
         self.deadline = deadline
-        self.report = Report(cluster.service.name)
+        self.report = Report(name)
+        self._attempt_timeout = attempt_timeout
 
     def begin(self, now: float) -> Attempt | None:
         """Start the next attempt.
@@ -78,15 +87,13 @@ class Call:
             if now >= self.deadline:
                 return None
             deadline = self.deadline
-        with self.cluster.lock:
-            if self.cluster.orphans:
-                self.cluster.collect_orphans()
-            chosen = self._choose(now, deadline + LAPSE)
-            if chosen is None:
-                return None
-            node, permit, why = chosen
-            attempt = Attempt(node, permit, self._kind, why, now, deadline, self._waited)
-        self.report.attempts.append(attempt)
+        cluster = self.cluster
+        with cluster.lock:
+            if cluster.orphans:
+                cluster.collect_orphans()
+            attempt = (self._choose if self._kind == "first" else self._choose_next)(now, deadline)
+        if attempt is not None:
+            self.report.attempts.append(attempt)
         return attempt
 
     def restart(self, attempt: Attempt, now: float) -> None:
@@ -125,22 +132,43 @@ class Call:
         Returns:
             None if this was the last attempt; else the seconds to wait before the next `begin`.
         """
-        attempt.seconds = now - attempt.started
-        attempt.status = status
         if retry_after is not None:
             attempt.retry_after = retry_after
+        if end is None and status not in REJECTING and status not in self.cluster.service.retry.on_status:
+            assert status is not None
+            self.succeed(attempt, now, status, whole)
+            return None
+        attempt.seconds = now - attempt.started
+        attempt.status = status
         if error is not None:
             attempt.error = error
         if end is End.timeout and now >= self.deadline - TIMER_SLACK:
             end = End.deadline
         with self.cluster.lock:
-            attempt.outcome = outcome = self._judge(attempt, now, end, sent)
+            attempt.outcome = self._judge(attempt, now, end, sent)
             if whole or end is not None:
                 attempt.finish()
-            if outcome is Outcome.ok and status not in self.cluster.service.retry.on_status:
-                self.cluster.bucket.succeeded(self._paid)
-                return None
             return self._follow(attempt, now, end, sent, resendable)
+
+    def succeed(self, attempt: Attempt, now: float, status: int, whole: bool) -> None:
+        """What `settle` does about an answer that is neither a rejection nor worth a retry, as most are.
+
+        A driver that knows as much may come here straight away.
+        """
+        attempt.status = status
+        attempt.seconds = now - attempt.started
+        attempt.outcome = OK
+        node, cluster = attempt.node, self.cluster
+        with cluster.lock:
+            node.settle(attempt.number, now, True)
+            breaker = node.breaker
+            if breaker.failures_in_a_row or breaker.state != "closed":  # else it has nothing to learn
+                cluster.record(node, attempt.permit, True, now)
+            if whole:
+                attempt.finish()
+            bucket = cluster.bucket
+            if bucket.tokens < bucket.capacity:  # else there is nothing to give back
+                bucket.succeeded(self._paid)
 
     def release(self, attempt: Attempt, now: float, *, died: str | None = None) -> None:
         """An attempt's response has ended; counts once, however often it is said.
@@ -160,30 +188,44 @@ class Call:
         """Whether the total time has run out."""
         return now >= self.deadline - TIMER_SLACK
 
-    def _choose(self, now: float, lapses_at: float) -> tuple[Node, int, str] | None:
-        """The next node whose breaker admits this call: one not tried yet, else the best again (rule C2)."""
-        if self._kind == "transparent":
-            node = self.report.attempts[-1].node
-            if (permit := node.breaker.admit(now, lapses_at)) is not None:
-                return node, permit, "again"
+    def _choose_next(self, now: float, deadline: float) -> Attempt | None:
+        """Another attempt: a transparent one where the last was, else see `_choose`."""
+        attempt, node = None, self.report.attempts[-1].node
+        if self._kind == "transparent" and (permit := node.breaker.admit(now, deadline + LAPSE)) is not None:
+            attempt = Attempt(node, permit, "again", now, deadline)
+        attempt = attempt or self._choose(now, deadline, self._tried())
+        if attempt is not None:
+            attempt.kind, attempt.waited = self._kind, self._waited
+        return attempt
+
+    def _choose(self, now: float, deadline: float, tried: Collection[Node] = ()) -> Attempt | None:
+        """An attempt on the next node whose breaker admits this call: one not tried yet, else the best again (C2)."""
         view = self.cluster.view
         if self._walked is not view:  # what was removed meanwhile gets no attempt
             self._walk, self._walked = view.candidates(now, self._key), view
         for node in self._walk:
-            if node not in self._tried and (permit := node.breaker.admit(now, lapses_at)) is not None:
-                self._tried.append(node)
-                return node, permit, "probe" if node.breaker.state == "half_open" else view.balancer
-        return self._choose_again(list(view.candidates(now, self._key)), now, lapses_at)
+            if node in tried:
+                continue
+            breaker = node.breaker
+            if breaker.state == "closed":  # nearly always: then `admit` has nothing to decide
+                return Attempt(node, breaker.generation, view.balancer, now, deadline)
+            if (permit := breaker.admit(now, deadline + LAPSE)) is not None:
+                return Attempt(node, permit, "probe", now, deadline)
+        return self._choose_again(list(view.candidates(now, self._key)), now, deadline)
 
-    def _choose_again(self, nodes: list[Node], now: float, lapses_at: float) -> tuple[Node, int, str] | None:
+    def _choose_again(self, nodes: list[Node], now: float, deadline: float) -> Attempt | None:
         """The walk is over: a node that has come or come back since it began, else the best of all once more."""
-        for node in sorted(nodes, key=self._tried.__contains__):
-            if (permit := node.breaker.admit(now, lapses_at)) is not None:
-                is_new = node not in self._tried
-                if is_new:
-                    self._tried.append(node)
-                return node, permit, "probe" if node.breaker.state == "half_open" else "late" if is_new else "again"
+        tried = self._tried()
+        for node in sorted(nodes, key=tried.__contains__):
+            if (permit := node.breaker.admit(now, deadline + LAPSE)) is not None:
+                why = "again" if node in tried else "late"
+                why = "probe" if node.breaker.state == "half_open" else why
+                return Attempt(node, permit, why, now, deadline)
         return None
+
+    def _tried(self) -> list[Node]:
+        """The nodes this call has been to."""
+        return [attempt.node for attempt in self.report.attempts]
 
     def _judge(self, attempt: Attempt, now: float, end: End | None, sent: bool) -> Outcome:
         """Find the outcome, and tell node and breaker."""
@@ -247,4 +289,5 @@ class Call:
 
     def _untried(self, now: float) -> bool:
         """Whether there is a usable node this call has not been to."""
-        return any(node.breaker.is_eligible(now) and node not in self._tried for node in self.cluster.view.nodes)
+        tried = self._tried()
+        return any(node.breaker.is_eligible(now) and node not in tried for node in self.cluster.view.nodes)

@@ -17,6 +17,12 @@ from meshlib.policy import Breaker
 MEMORY = 10.0
 """Seconds after which an observation has lost all but 1/e of its weight in `ewma` and `rate`."""
 
+ONE = 1 / MEMORY
+"""What one attempt adds to `rate`."""
+
+TICK = 0.1
+"""Seconds whose attempts count for `rate` as if they had begun at once, which is 1 % from the truth at most."""
+
 REMEMBERED = 256
 """Latencies kept for the quantiles of a snapshot."""
 
@@ -35,7 +41,7 @@ class Node:
         ewma: exponentially weighted latency in seconds, 0 until the first answer.
         effective_weight: what the view gives the balancer to work with.
         breaker: the state machine.
-        epoch: grows with every fork; an attempt of an earlier one is not ours to count.
+        inherited: attempts made before the last fork, which are not ours to count.
     """
 
     __slots__ = (
@@ -47,10 +53,10 @@ class Node:
         "breaker",
         "effective_weight",
         "endpoint",
-        "epoch",
         "ewma",
         "failures",
         "in_flight",
+        "inherited",
         "latencies",
     )
 
@@ -58,7 +64,7 @@ class Node:
         self.endpoint = endpoint
         self.effective_weight = float(endpoint.weight)
         self.breaker = NodeBreaker(breaker)
-        self.epoch = 0
+        self.inherited = 0
         self.in_flight = 0
         self.attempts = 0
         self.failures = 0
@@ -67,7 +73,7 @@ class Node:
         self._open: dict[int, float] = {}
         self._observed_at = -inf
         self._rate = 0.0
-        self._rated_at = 0.0
+        self._rated_at = -inf
 
     @property
     def oldest_open(self) -> float | None:
@@ -78,17 +84,18 @@ class Node:
         """An attempt begins; returns the number it is closed by."""
         self.attempts = number = self.attempts + 1
         self.in_flight += 1
-        self._rate = self._rate * exp((self._rated_at - now) / MEMORY) + 1 / MEMORY
-        self._rated_at = now
+        if now > self._rated_at + TICK:
+            self._rate, self._rated_at = self.rate(now), now
+        self._rate += ONE
         self._open[number] = now
         return number
 
     def settle(self, number: int, now: float, success: bool | None) -> None:
         """The attempt's answer, or its end without one, is known."""
-        started = self._open.pop(number, now)
+        seconds = now - self._open.pop(number, now)
         if success is None:
             return
-        self._observe(now - started, now)
+        self._observe(seconds, now)
         if not success:
             self.failures += 1
 
@@ -103,7 +110,7 @@ class Node:
 
     def forget_open(self) -> None:
         """No attempt is under way: those that were belong to another process."""
-        self.epoch += 1
+        self.inherited = self.attempts
         self.in_flight = 0
         self._open.clear()
 
@@ -116,7 +123,6 @@ class Node:
         return self._rate * exp((self._rated_at - now) / MEMORY)
 
     def _observe(self, seconds: float, now: float) -> None:
-        keep = exp((self._observed_at - now) / MEMORY)
-        self.ewma = keep * self.ewma + (1 - keep) * seconds
+        self.ewma = seconds + (self.ewma - seconds) * exp((self._observed_at - now) / MEMORY)
         self._observed_at = now
         self.latencies.append(seconds)

@@ -46,12 +46,13 @@ class End(Enum):
     caller = "the caller: cancelled, or its request did not come or could not be sent"
 
 
-_REJECTING = frozenset({429, *range(500, 600)} - {501, 505})
+REJECTING = frozenset({429, *range(500, 600)} - {501, 505})
+"""The statuses that say that the endpoint has not done its part."""
 
 
 def outcome_of_status(status: int) -> Outcome:
     """Judge an answer by its status."""
-    return Outcome.rejected if status in _REJECTING else Outcome.ok
+    return Outcome.rejected if status in REJECTING else Outcome.ok
 
 
 def outcome_of_end(end: End, *, sent: bool, lasted: float, usual: float | None) -> Outcome:

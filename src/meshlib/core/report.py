@@ -37,34 +37,32 @@ class Attempt:
 
     # What most attempts never get to know costs nothing until it is set.
     outcome: Outcome | None = None
+    kind: Kind = "first"
+    waited = 0.0
     status: int | None = None
     error: str | None = None
     seconds = 0.0
     retry_after: float | None = None
     is_over = False
 
-    def __init__(
-        self, node: Node, permit: int, kind: Kind, why: str, started: float, deadline: float, waited: float
-    ) -> None:
+    def __init__(self, node: Node, permit: int, why: str, started: float, deadline: float) -> None:
         self.node = node
         self.permit = permit
         self.number = node.start(started)
-        self._epoch = node.epoch
         self.endpoint = node.endpoint
-        self.kind = kind
         self.why = why
         self.started = started
         self.deadline = deadline
-        self.waited = waited
 
     def finish(self) -> bool:
         """Its response has ended. Returns whether that counts: once, and not in a child. Under the cluster's lock."""
         if self.is_over:
             return False
         self.is_over = True
-        if self._epoch != self.node.epoch:
+        node = self.node
+        if self.number <= node.inherited:
             return False
-        self.node.finish()
+        node.in_flight -= 1
         return True
 
     def __str__(self) -> str:

@@ -46,16 +46,19 @@ class AsyncMeshTransport(httpx.AsyncBaseTransport):
         exchange = self._router.exchange(request, AsyncRecordedBody)
         reply: AsyncReply | None = None
         try:
+            now = exchange.started
             if exchange.cluster.pending is not None:
-                await exchange.cluster.pending.wait_async(exchange.deadline - exchange.clock())
-            while (attempt := exchange.begin(exchange.clock())) is not None:
+                await exchange.cluster.pending.wait_async(exchange.deadline - now)
+                now = exchange.clock()
+            while (attempt := exchange.begin(now)) is not None:
                 reply, again = await self._attempt(exchange, attempt, reply)
                 if again is None:
                     break
                 if again:
                     await anyio.sleep(again)
+                now = exchange.clock()
         except BaseException as error:
-            if reply is not None:
+            if reply is not None and not reply.is_over:
                 await reply.give_up(error)
             raise
         if reply is None or not reply.is_whole:
@@ -81,7 +84,7 @@ class AsyncMeshTransport(httpx.AsyncBaseTransport):
         """
         connection = None
         try:
-            if last is not None:
+            if last is not None and not last.is_over:
                 await last.drain()
                 exchange.restart(attempt, exchange.clock())
             connection = await self._stacks.take(exchange, attempt)
@@ -93,7 +96,7 @@ class AsyncMeshTransport(httpx.AsyncBaseTransport):
             if not isinstance(error, Exception):
                 raise
             return last, again
-        reply = AsyncReply(exchange, attempt, connection, answer, self._stacks)
+        reply = answer if answer.is_closed else AsyncReply(exchange, attempt, connection, answer, self._stacks)
         return reply, exchange.answered(attempt, answer)
 
 

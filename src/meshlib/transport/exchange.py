@@ -7,24 +7,21 @@ transport's facts into the words of `meshlib.core.call` and never does I/O.
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import httpcore
 import httpx
 
 from meshlib.core.call import TIMER_SLACK, Call
-from meshlib.core.cluster import Cluster
 from meshlib.core.outcome import End
 from meshlib.core.report import Attempt
 from meshlib.errors import DeadlineExceeded, NoEndpoints, ResolveError
-from meshlib.policy import Timeout
-from meshlib.scope import NOTHING, checked, current_scope
+from meshlib.scope import NOTHING, current_scope
 from meshlib.transport import binding
 from meshlib.transport.body import Bytes, Stalled
 from meshlib.transport.network import Clock
+from meshlib.transport.terms import Route
 
 Recorder = Callable[[Any, float, Clock, float], Any]
 """Makes a body that can be sent again out of one that cannot; see `meshlib.transport.body.Recording`."""
@@ -48,49 +45,44 @@ class Exchange(Call):
     """A call with its request.
 
     Args:
-        cluster: the service's live state.
+        route: the way to the service.
         request: the caller's.
-        clock: the mesh's.
         recorder: wraps a body that is not bytes, in the client's colour. (Some of httpx's own are of both.)
-        send_deadline: whether the next hop is told what is left of the call's time.
 
     Attributes:
+        clock: the mesh's.
+        service: the service as it was set when the call began.
+        terms: what holds for the call.
+        started: when it began.
         body: what is sent.
-        body_deadline: when reading the response's body is given up.
-        host: the service's setting for the `Host` header.
 
     Raises:
         TypeError, ConfigError: for options in `extensions["meshlib"]` that cannot be.
     """
 
-    def __init__(
-        self, cluster: Cluster, request: httpx.Request, clock: Clock, *, recorder: Recorder, send_deadline: bool
-    ) -> None:
-        service = cluster.service
-        options, timeout, left = _in_force(request, service.timeout)
-        self.service = service
+    _error: Exception | None = None
+
+    def __init__(self, route: Route, request: httpx.Request, recorder: Recorder) -> None:
+        terms = route.terms
+        total = terms.total
+        if current_scope() is not NOTHING or "meshlib" in request.extensions:
+            terms, left = route.terms_under(request.extensions.get("meshlib"))
+            total = min(terms.total, left)
+            self._retries, self._key = terms.retries, terms.key
+        self.route = route
+        self.service = route.service
         self.request = request
-        self.clock = clock
-        self._started = now = clock()
-        super().__init__(
-            cluster,
-            repeatable=_is_repeatable(request, service.retry.methods, options),
-            deadline=now + min(timeout.total, left),
-            attempt_timeout=timeout.attempt,
-            retries=options.get("retry", True),
-            key=options.get("hash_key"),
-        )
-        self._connect = timeout.connect
-        self.host = service.host
-        self.body_deadline = self.deadline if options.get("body_deadline", True) else math.inf
-        self._send_deadline = send_deadline
+        self.terms = terms
+        self.clock = clock = route.clock
+        self.started = now = clock()
+        repeatable = terms.idempotent
+        if repeatable is None:  # rule C1
+            repeatable = request.method in route.methods or binding.has(request.headers, b"idempotency-key")
+        self._set_out(route.cluster, route.name, repeatable, now + total, terms.attempt)
         content = binding.content_of(request)
-        if content is not None:
-            self.body: Any = Bytes(content)
-        else:
-            limit = math.inf if options.get("replayable") else service.retry.buffer_body
-            self.body = recorder(request.stream, limit, clock, self.deadline)
-        self._error: Exception | None = None
+        self.body: Any = (
+            recorder(request.stream, terms.recorded, clock, self.deadline) if content is None else Bytes(content)
+        )
 
     @property
     def given_timeouts(self) -> Mapping[str, float | None]:
@@ -101,32 +93,35 @@ class Exchange(Call):
     @property
     def connect_timeout(self) -> float:
         """Seconds for opening a connection."""
-        return _shorter(self._connect, self.given_timeouts.get("connect"))
+        given = self.given_timeouts.get("connect")
+        return self.terms.connect if given is None else min(given, self.terms.connect)
 
     @property
     def slot_timeout(self) -> float | None:
         """Seconds for waiting for a connection, if the client has a bound of its own."""
         return self.given_timeouts.get("pool")
 
+    @property
+    def body_deadline(self) -> float:
+        """When reading the response's body is given up."""
+        return self.deadline if self.terms.body_deadline else math.inf
+
     def head(self, attempt: Attempt) -> tuple[bytes, bytes, list[tuple[bytes, bytes]]]:
         """Method, target and headers as the attempt's endpoint gets them."""
-        return binding.head(self.request, self._host(attempt), self._left())
+        left = self.deadline - self.clock() if self.route.send_deadline else None
+        return binding.head(self.request, self.host_at(attempt), left)
 
-    def inner_request(self, attempt: Attempt, timeout: dict[str, float]) -> httpx.Request:
-        """The request as an inner transport gets it."""
-        return binding.inner_request(
-            self.request,
-            attempt.endpoint,
-            scheme="http" if self.service.tls is None else "https",
-            host=self._host(attempt),
-            left=self._left(),
-            stream=self.body,
-            timeout=timeout,
-        )
+    def host_at(self, attempt: Attempt) -> str | None:
+        """The `Host` header that the attempt's endpoint gets instead of the URL's, if any."""
+        return str(attempt.endpoint) if self.route.host == "endpoint" else self.route.host
 
     def answered(self, attempt: Attempt, answer: binding.Answer) -> float | None:
         """The headers are there. Returns None if this answer is the call's, else the seconds to wait."""
-        self._account(attempt)
+        if self.body.waited:
+            self._account(attempt)
+        if answer.status not in self.route.unwell:
+            self.succeed(attempt, self.clock(), answer.status, answer.is_closed)
+            return None
         return self.settle(
             attempt,
             self.clock(),
@@ -147,7 +142,8 @@ class Exchange(Call):
         end = binding.end_of(error, reused=reused, answered=stream is not None and stream.answered)
         if (fault := self.body.error) is not None and isinstance(error, Exception):
             error, end = fault, End.caller  # whatever has become of it on its way through the transport
-        self._account(attempt)
+        if self.body.waited:
+            self._account(attempt)
         again = self.settle(
             attempt,
             self.clock(),
@@ -178,7 +174,7 @@ class Exchange(Call):
         if last is None and not self.cluster.is_known:
             last = self._nobody()
         if self.clock() >= (self.deadline if deadline is None else deadline) - TIMER_SLACK:
-            given = max(0.0, self.deadline - self._started)
+            given = max(0.0, self.deadline - self.started)
             said = f"{report.service}: no answer within {given:.3g} s"
             if isinstance(last, ResolveError):
                 said = f"{said}: {self.cluster.why_empty(0.0)}"
@@ -194,24 +190,17 @@ class Exchange(Call):
 
     def _account(self, attempt: Attempt) -> None:
         """What the source of the body took is not the endpoint's time."""
-        if self.body.waited:
-            self.restart(attempt, attempt.started + self.body.waited)
-            self.body.waited = 0.0
+        self.restart(attempt, attempt.started + self.body.waited)
+        self.body.waited = 0.0
 
     def _with_report(self, error: Exception) -> Exception:
         error.meshlib_report = self.report  # type: ignore[attr-defined]
         error.add_note(f"meshlib: {self.report}")
         return error
 
-    def _host(self, attempt: Attempt) -> str | None:
-        return str(attempt.endpoint) if self.host == "endpoint" else self.host
-
-    def _left(self) -> float | None:
-        return self.deadline - self.clock() if self._send_deadline else None
-
 
 class Reply:
-    """An answer whose body is still to come: what the streams of both colours share.
+    """An answer whose body is still to come: what the streams of both colours share. See `inner.WholeAnswer` as well.
 
     It ends exactly once: when the body has ended, when it is closed, when it fails, or when it is garbage-collected.
 
@@ -224,20 +213,21 @@ class Reply:
 
     Attributes:
         kept: the body, if it was read to make room for another attempt.
-        is_over: whether it has ended. An answer whose body came along with the headers has.
+        is_over: whether it has ended.
     """
+
+    is_over = False
+    kept: list[bytes] | None = None
 
     def __init__(
         self, exchange: Exchange, attempt: Attempt, connection: Any, answer: binding.Answer, stacks: Any
     ) -> None:
         connection.stream.deadline = exchange.body_deadline
         self.answer = answer
-        self.kept: list[bytes] | None = None
         self.exchange = exchange
         self._attempt = attempt
         self._connection = connection
         self._stacks = stacks
-        self.is_over: bool = answer.is_closed
 
     def response(self) -> httpx.Response:
         """The answer as the caller gets it."""
@@ -246,7 +236,7 @@ class Reply:
     @property
     def is_whole(self) -> bool:
         """Whether the body can still be had: unread, or kept when it was drained."""
-        return not self.is_over or self.kept is not None or self.answer.is_closed
+        return not self.is_over or self.kept is not None
 
     def is_enough(self, drained: int) -> bool:
         """Whether so many bytes, or the time they took, are more than a connection is worth."""
@@ -280,32 +270,3 @@ class Reply:
 
     def __del__(self) -> None:
         self.let_go()
-
-
-def _in_force(request: httpx.Request, timeout: Timeout) -> tuple[Mapping[str, Any], Timeout, float]:
-    """The options of the request and of the blocks around it, the timeout they make, and the seconds to the deadline.
-
-    Precedence: the request's extension, the nearest block, the service.
-    """
-    scope = current_scope()
-    own = request.extensions.get("meshlib")
-    if scope is NOTHING and not own:
-        return NOTHING.options, timeout, math.inf
-    options = scope.options
-    if own:
-        options = {**options, **checked(own, "extensions['meshlib']")}
-    if (given := options.get("timeout")) is not None:
-        timeout = given if isinstance(given, Timeout) else replace(timeout, total=given)
-    # Blocks measure by the real clock, since they belong to no mesh; what is left is the same on every clock.
-    return options, timeout, scope.deadline - time.monotonic() if scope.deadline < math.inf else math.inf
-
-
-def _shorter(one: float, other: float | None) -> float:
-    return one if other is None or one < other else other
-
-
-def _is_repeatable(request: httpx.Request, methods: Collection[str], options: Mapping[str, Any]) -> bool:
-    """Rule C1."""
-    if (said := options.get("idempotent")) is not None:
-        return bool(said)
-    return request.method in methods or "idempotency-key" in request.headers

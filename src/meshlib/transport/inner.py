@@ -31,15 +31,19 @@ Factory = Callable[[Endpoint], Any]
 """Makes the transport for an endpoint: an `httpx.BaseTransport`, an `httpx.AsyncBaseTransport`, or both in one."""
 
 
+Key = tuple[str, Place, object]
+"""What transports are kept apart by: a service, a place, and the event loop that an async one cannot leave."""
+
+
 class InnerAnswer:
     """A response from an inner transport; see `binding.Answer`."""
 
-    __slots__ = ("_response", "body", "is_closed", "status")
+    __slots__ = ("_response", "body", "status")
+    is_closed = False
 
     def __init__(self, response: httpx.Response, body: Any) -> None:
         self._response = response
         self.body = body
-        self.is_closed = response.is_closed
         self.status = response.status_code
 
     def header(self, name: bytes) -> bytes:
@@ -49,9 +53,27 @@ class InnerAnswer:
 
     def response(self, stream: Any, report: Report) -> httpx.Response:
         """See `binding.Answer.response`."""
-        if not self.is_closed:
-            self._response.stream = stream
+        self._response.stream = stream
         self._response.extensions["meshlib"] = report
+        return self._response
+
+
+class WholeAnswer(InnerAnswer):
+    """A response whose body came along with its headers: nothing of it is to be read, ended or given up any more.
+
+    So it needs no `exchange.Reply`, and stands in the place of one.
+    """
+
+    __slots__ = ()
+    is_closed = is_over = is_whole = True
+
+    def __init__(self, response: httpx.Response, report: Report) -> None:
+        response.extensions["meshlib"] = report
+        self._response = response
+        self.status = response.status_code
+
+    def response(self) -> httpx.Response:  # type: ignore[override]
+        """The answer as the caller gets it."""
         return self._response
 
 
@@ -71,12 +93,12 @@ class InnerConnection(Bounded):
     """
 
     is_reused = False
+    sent = True  # unless an exception says otherwise
+    answered = False
 
     def __init__(self, transport: Any, clock: Clock, deadline: float) -> None:
         self.clock = clock
         self.deadline = deadline
-        self.sent = True  # unless an exception says otherwise
-        self.answered = False
         self._transport = transport
 
     @property
@@ -94,23 +116,31 @@ class InnerConnection(Bounded):
     def send(self, exchange: Exchange, attempt: Attempt) -> InnerAnswer:
         """Send the request and wait for the headers."""
         try:
-            response = self._transport.handle_request(self._request(exchange, attempt))
+            response = self._transport.handle_request(self.request(exchange, attempt))
         except httpx.TransportError as error:
             if error is exchange.body.error:
                 raise
             raise self._translated(error) from error
-        body = response.stream if response.is_closed else SyncInnerBody(response.stream, self)
-        return InnerAnswer(response, body)
+        if response.is_closed:
+            return WholeAnswer(response, exchange.report)
+        return InnerAnswer(response, SyncInnerBody(response.stream, self))
 
-    def _request(self, exchange: Exchange, attempt: Attempt) -> httpx.Request:
-        exchange.body.deadline = self.deadline  # the transport's timeouts cannot be put off while a body's source waits
+    def request(self, exchange: Exchange, attempt: Attempt) -> httpx.Request:
+        """The request as the transport gets it."""
+        route, body = exchange.route, exchange.body
+        body.deadline = self.deadline  # the transport's timeouts cannot be put off while a body's source waits
         left = self.deadline - attempt.started
-        timeout = {"connect": min(exchange.connect_timeout, left), "read": left, "write": left, "pool": left}
-        if (given := exchange.given_timeouts) != UNBOUNDED:
+        connect = exchange.terms.connect
+        connect = connect if connect < left else left  # noqa: FURB136  # `min` costs as much as three of these lines
+        timeout = {"connect": connect, "read": left, "write": left, "pool": left}
+        given = exchange.request.extensions.get("timeout")
+        if given and given != UNBOUNDED:
             for operation, bound in given.items():
                 if bound is not None and bound < timeout.get(operation, 0):
                     timeout[operation] = bound
-        return exchange.inner_request(attempt, timeout)
+        host = None if route.host is None else exchange.host_at(attempt)
+        told = exchange.deadline - self.clock() if route.send_deadline else None
+        return binding.inner_request(exchange.request, route.scheme, attempt.endpoint, host, told, body, timeout)
 
     def _translated(self, error: httpx.TransportError) -> Exception:
         self.sent = not _failed_to_connect(error)
@@ -122,15 +152,17 @@ class AsyncInnerConnection(InnerConnection):
 
     async def send(self, exchange: Exchange, attempt: Attempt) -> InnerAnswer:  # type: ignore[override]
         """See `InnerConnection.send`."""
-        request = self._request(exchange, attempt)
+        request = self.request(exchange, attempt)
         try:
-            response = await within(self.left(None), self._transport.handle_async_request(request))
+            response = await within(self.deadline - self.clock(), self._transport.handle_async_request(request))
         except TimeoutError as error:
             raise self._late(request) from error
         except httpx.TransportError as error:
             if error is exchange.body.error:
                 raise
             raise self._translated(error) from error
+        if response.is_closed:
+            return WholeAnswer(response, exchange.report)
         if isinstance(response.stream, httpx.ByteStream):
             return InnerAnswer(response, response.stream)  # it is all here
         return InnerAnswer(response, InnerBody(response.stream, self))
@@ -155,11 +187,15 @@ class InnerStacks:
         self._factory = factory
         self._clock = clock
         inherited.add(self)
-        self._transports: dict[tuple[str, Place, object], Any] = {}
+        self._transports: dict[Key, Any] = {}
 
     def take(self, exchange: Exchange, attempt: Attempt) -> InnerConnection:
         """A use of the endpoint's transport."""
-        return InnerConnection(self._transport(exchange, attempt), self._clock, attempt.deadline)
+        key = (exchange.route.name, attempt.endpoint.place, None)
+        transport = self._transports.get(key)
+        if transport is None:
+            transport = self._kept(key, attempt.endpoint)
+        return InnerConnection(transport, self._clock, attempt.deadline)
 
     def put(self, connection: InnerConnection) -> None:
         """The response has ended."""
@@ -190,20 +226,12 @@ class InnerStacks:
         strays.append(self._transports)
         self._transports = {}
 
-    def _home(self) -> object:
-        """What a transport cannot leave; for a sync one, nothing."""
-        return None
-
     def _made(self, endpoint: Endpoint) -> Any:
         return of_colour(self._factory(endpoint), endpoint, "handle_request", "a sync client", httpx.BaseTransport)
 
-    def _transport(self, exchange: Exchange, attempt: Attempt) -> Any:
-        key = (exchange.service.name, attempt.endpoint.place, self._home())
-        transport = self._transports.get(key)
-        if transport is None:
-            # Two threads may both make one; the first to store it wins, and an unused transport holds nothing.
-            transport = self._transports.setdefault(key, self._made(attempt.endpoint))
-        return transport
+    def _kept(self, key: Key, endpoint: Endpoint) -> Any:
+        # Two threads may both make one; the first to store it wins, and an unused transport holds nothing.
+        return self._transports.setdefault(key, self._made(endpoint))
 
 
 class AsyncInnerStacks(InnerStacks):
@@ -211,8 +239,13 @@ class AsyncInnerStacks(InnerStacks):
 
     async def take(self, exchange: Exchange, attempt: Attempt) -> AsyncInnerConnection:  # type: ignore[override]
         """See `InnerStacks.take`."""
-        await loops.streams_of(running_loop())  # by this it is known when the loop is over
-        return AsyncInnerConnection(self._transport(exchange, attempt), self._clock, attempt.deadline)
+        loop = running_loop()
+        key = (exchange.route.name, attempt.endpoint.place, loop)
+        transport = self._transports.get(key)
+        if transport is None:
+            await loops.streams_of(loop)  # by this it is known when the loop is over
+            transport = self._kept(key, attempt.endpoint)
+        return AsyncInnerConnection(transport, self._clock, attempt.deadline)
 
     async def aclose(self) -> None:
         """See `InnerStacks.close`."""
@@ -225,9 +258,6 @@ class AsyncInnerStacks(InnerStacks):
         for key in keys:
             if (transport := self._transports.pop(key, None)) is not None:
                 spawn(key[2], transport.aclose)
-
-    def _home(self) -> object:
-        return running_loop()
 
     def _made(self, endpoint: Endpoint) -> Any:
         self._forget_dead_loops()

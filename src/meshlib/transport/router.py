@@ -15,16 +15,18 @@ from meshlib.core.cluster import Cluster
 from meshlib.core.report import Report
 from meshlib.errors import UnknownService
 from meshlib.service import Service
+from meshlib.transport import binding
 from meshlib.transport.draining import Clients
 from meshlib.transport.exchange import Exchange, Recorder
 from meshlib.transport.network import Clock
+from meshlib.transport.terms import Route
 
 
 class Router:
     """The services a client may call.
 
     Args:
-        clusters: their live state, by name.
+        clusters: their live state, by name. More may come; none is taken out or replaced.
         clock: the mesh's.
         send_deadline: whether the next hop is told what is left of a call's time.
         inner: makes the transport for an endpoint; None for our own connections.
@@ -48,6 +50,7 @@ class Router:
         self._clusters = clusters
         self.clients = Clients() if clients is None else clients
         self._owner = owner
+        self._routes: dict[object, Route] = {}
 
     def exchange(self, request: httpx.Request, recorder: Recorder) -> Exchange:
         """The call for a request; see `Exchange`.
@@ -56,17 +59,24 @@ class Router:
             UnknownService: if the URL does not name a declared service, or names it in a way that cannot work.
             TypeError: if the request's options hold an unknown key.
         """
-        host = request.url.host
-        name = host.removesuffix(".")  # the root's dot
+        route = self._routes.get(binding.origin_of(request.url))
+        if route is None or route.service is not route.cluster.service:
+            route = self._route(request.url)
+        return Exchange(route, request, recorder)
+
+    def _route(self, url: httpx.URL) -> Route:
+        """Find the way to the service that the URL names, and remember it."""
+        name = url.host.removesuffix(".")  # the root's dot
         cluster = self._clusters.get(name)
         if cluster is None:
             raise self._unknown(name, "" if name else _NO_HOST)
-        if hint := _obstacle(request.url, name, cluster.service):
-            raise self._unknown(_origin(request.url), hint)
-        exchange = Exchange(cluster, request, self.clock, recorder=recorder, send_deadline=self._send_deadline)
-        if name is not host and exchange.host is None:
-            exchange.host = name
-        return exchange
+        if hint := _obstacle(url, name, cluster.service):
+            raise self._unknown(_origin(url), hint)
+        host = name if name != url.host and cluster.service.host is None else cluster.service.host
+        route = Route(cluster, self.clock, self._send_deadline, host)
+        if not url.userinfo:  # there is no end to those
+            self._routes[binding.origin_of(url)] = route
+        return route
 
     def _unknown(self, name: str, hint: str) -> UnknownService:
         error = UnknownService(name, self._clusters, hint)

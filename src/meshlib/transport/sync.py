@@ -47,16 +47,19 @@ class MeshTransport(httpx.BaseTransport):
         exchange = self._router.exchange(request, RecordedBody)
         reply: SyncReply | None = None
         try:
+            now = exchange.started
             if exchange.cluster.pending is not None:
-                exchange.cluster.pending.wait(exchange.deadline - exchange.clock())
-            while (attempt := exchange.begin(exchange.clock())) is not None:
+                exchange.cluster.pending.wait(exchange.deadline - now)
+                now = exchange.clock()
+            while (attempt := exchange.begin(now)) is not None:
                 reply, again = self._attempt(exchange, attempt, reply)
                 if again is None:
                     break
                 if again:
                     time.sleep(again)
+                now = exchange.clock()
         except BaseException as error:
-            if reply is not None:
+            if reply is not None and not reply.is_over:
                 reply.give_up(error)
             raise
         if reply is None or not reply.is_whole:
@@ -82,7 +85,7 @@ class MeshTransport(httpx.BaseTransport):
         """
         connection = None
         try:
-            if last is not None:
+            if last is not None and not last.is_over:
                 last.drain()
                 exchange.restart(attempt, exchange.clock())
             connection = self._stacks.take(exchange, attempt)
@@ -94,7 +97,7 @@ class MeshTransport(httpx.BaseTransport):
             if not isinstance(error, Exception):
                 raise
             return last, again
-        reply = SyncReply(exchange, attempt, connection, answer, self._stacks)
+        reply = answer if answer.is_closed else SyncReply(exchange, attempt, connection, answer, self._stacks)
         return reply, exchange.answered(attempt, answer)
 
 

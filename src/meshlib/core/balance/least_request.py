@@ -39,7 +39,9 @@ class LeastRequest:
 
     def prepare(self, nodes: Sequence[Node], rng: Rng) -> Candidates:
         """See `Balancer`."""
-        choices = min(self.choices, len(nodes))
+        count = len(nodes)
+        choices = min(self.choices, count)
+        random, others = rng.random, count - 1
 
         def candidates(now: float, key: str | None) -> Iterator[Node]:
             drawn = draw(nodes, rng)
@@ -49,16 +51,35 @@ class LeastRequest:
                     best, other = other, best
                 losers.append(other)
             yield best
-            while losers:
-                losers += islice(drawn, 1)
-                best = losers[0]
-                for other in losers[1:]:
-                    if is_better(other, best, rng):
-                        best = other
-                losers.remove(best)
-                yield best
+            yield from _others(losers, drawn, rng)
 
-        return candidates
+        def candidates_of_two(now: float, key: str | None) -> Iterator[Node]:
+            # The same for the two choices that nearly everybody has: most calls ask for the first candidate alone.
+            one = int(random() * count)
+            two = 1 + int(random() * others)
+            best, other = nodes[one], nodes[two if two != one else 0]
+            if (other.in_flight or best.in_flight or other.effective_weight != best.effective_weight) and is_better(
+                other, best, rng
+            ):
+                best, other = other, best
+            yield best
+            moved = {one: 0}
+            moved[two] = moved.get(1, 1)
+            yield from _others([other], draw(nodes, rng, 2, moved), rng)
+
+        return candidates_of_two if choices == 2 else candidates
+
+
+def _others(losers: list[Node], drawn: Iterator[Node], rng: Rng) -> Iterator[Node]:
+    """The candidates after the first: the best of those that have lost so far and the next one drawn."""
+    while losers:
+        losers += islice(drawn, 1)
+        best = losers[0]
+        for other in losers[1:]:
+            if is_better(other, best, rng):
+                best = other
+        losers.remove(best)
+        yield best
 
 
 def is_better(one: Node, other: Node, rng: Rng) -> bool:
@@ -68,14 +89,20 @@ def is_better(one: Node, other: Node, rng: Rng) -> bool:
     return rng.random() * (one.effective_weight + other.effective_weight) < one.effective_weight
 
 
-def draw(nodes: Sequence[Node], rng: Rng) -> Iterator[Node]:
+def draw(nodes: Sequence[Node], rng: Rng, first: int = 0, moved: dict[int, int] | None = None) -> Iterator[Node]:
     """The nodes in a random order, at the price of those that are asked for.
 
     A Fisher-Yates shuffle whose swaps are kept in a dict: the list of nodes is neither copied nor changed.
+
+    Args:
+        nodes: the nodes.
+        rng: the source of chance.
+        first: how many were drawn already.
+        moved: their swaps: which node has taken whose place.
     """
     count = len(nodes)
-    moved: dict[int, int] = {}
-    for position in range(count):
+    moved = {} if moved is None else moved
+    for position in range(first, count):
         chosen = position + int(rng.random() * (count - position))
         yield nodes[moved.get(chosen, chosen)]
         moved[chosen] = moved.get(position, position)
