@@ -57,9 +57,11 @@ class Sending(Protocol):
 
     def data(self, chunk: bytes) -> bytes:
         """The bytes for a piece of it, which may be none."""
+        ...
 
     def end(self) -> bytes:
         """The bytes after the last piece, which may be none."""
+        ...
 
 
 def sending_of(fields: Fields) -> Sending:
@@ -126,6 +128,7 @@ class Content(Protocol):
         Raises:
             Malformed: if it is no such body, or was cut.
         """
+        ...
 
 
 class Counted:
