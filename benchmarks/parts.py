@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator
 from random import Random
 from typing import Any
 
-import h11
 import httpx
 from answering_server import ANSWER, BODY
 from figure import Figure, microseconds
@@ -30,6 +29,7 @@ from meshlib.transport.binding import Answer
 from meshlib.transport.body import RecordedBody
 from meshlib.transport.connections import AsyncStacks, SyncStacks
 from meshlib.transport.exchange import Exchange
+from meshlib.transport.head import Fields, Head
 from meshlib.transport.inner import InnerConnection
 from meshlib.transport.network import Bounded
 from meshlib.transport.router import Router
@@ -139,7 +139,7 @@ def _reply(exchange: Exchange, attempt: Attempt) -> Callable[[], object]:
     stacks.put = lambda connection: None  # type: ignore[method-assign]  # measured on its own
     connection = stacks.take(exchange, attempt)
     headers = [(b"Content-Type", b"application/json"), (b"Content-Length", b"%d" % len(BODY))]
-    head = h11.Response(status_code=200, headers=headers)
+    head = Head(b"1.1", 200, b"OK", Fields(headers))
 
     def run() -> None:
         attempt.is_over = False

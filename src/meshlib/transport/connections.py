@@ -65,16 +65,21 @@ class SyncStacks:
         """
         service, endpoint, deadline = exchange.service, attempt.endpoint, attempt.deadline
         key = (service.name, endpoint.place, service.tls)
-        with self._lock:
-            self._collect_orphans()
-            stack = self._stacks.get(key)
-            if stack is None:
-                stack = self._stacks[key] = Stack(service, endpoint)
-            connection = stack.pop(self._clock())
-            turn = None
-            if connection is None and not stack.reserve():
-                turn = SyncTurn()
-                stack.waiting.append(turn)
+        while True:
+            with self._lock:
+                self._collect_orphans()
+                stack = self._stacks.get(key)
+                if stack is None:
+                    stack = self._stacks[key] = Stack(service, endpoint)
+                connection = stack.pop(self._clock())
+                turn = None
+                if connection is None and not stack.reserve():
+                    turn = SyncTurn()
+                    stack.waiting.append(turn)
+            # Looking lets other threads run, so it is done without the lock: they would only run into it.
+            if connection is None or not connection.stream.is_readable:
+                break
+            self.drop(connection)
         if turn is not None:
             connection = self._wait(stack, turn, exchange.slot_timeout, deadline)
         if connection is None:
@@ -192,7 +197,8 @@ class AsyncStacks:
         stack = stacks.get(key)
         if stack is None:
             stack = stacks[key] = Stack(service, endpoint)
-        connection = stack.pop(self._clock())
+        while (connection := stack.pop(self._clock())) is not None and connection.stream.is_readable:
+            stack.drop(connection)
         if connection is None and not stack.reserve():
             connection = await self._wait(stack, exchange.slot_timeout, deadline)
         if connection is None:

@@ -1,7 +1,8 @@
 """HTTP/1.1 on one connection: what is written for a request, what is read of its answer.
 
-Decides, by h11, what goes over the wire, and whether the connection can carry another request afterwards. h11 parses,
-and refuses what is malformed; the two drivers here only move bytes between it and the stream. They never open or close
+Decides what is said in which order, whether an answer may be believed, and whether the connection can carry another
+request afterwards. What a head may look like is decided in `meshlib.transport.head`, where a body ends in
+`meshlib.transport.framing`; the two drivers here only move bytes between those and the stream. They never open or close
 anything, and know nothing of deadlines: the stream does.
 """
 
@@ -10,72 +11,116 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
-import h11
 import httpcore
 
 from meshlib.core.report import Attempt
 from meshlib.transport.binding import Answer
 from meshlib.transport.exchange import Exchange
-
-LONGEST_HEAD = 100 * 1024
-"""Bytes of a status line with its headers, or of a chunk's header, that are accepted without an end to them."""
+from meshlib.transport.framing import Content, SendCounted, Sending, content_of, declared, sending_of
+from meshlib.transport.head import END, SHOWN, Head, Malformed, Pair, answer_head, may_open, request_head
+from meshlib.transport.received import Received
 
 CHUNK = 65536
 """Bytes asked of the stream at once; also the longest body that goes out in one piece with its head."""
 
 
 class Http1:
-    """The state of a connection: h11's, with its exceptions in httpcore's classes."""
+    """The state of a connection."""
 
     def __init__(self) -> None:
-        self._h11 = h11.Connection(h11.CLIENT, max_incomplete_event_size=LONGEST_HEAD)
+        self._received = Received()
+        self._begin()
 
-    def head(self, method: bytes, target: bytes, headers: list[tuple[bytes, bytes]]) -> bytes:
+    def _begin(self) -> None:
+        self._method = b""
+        self._sending: Sending = SendCounted(0)
+        self._content: Content | None = None
+        self._is_sent = self._wants_upgrade = False
+        self._is_kept = True
+
+    def head(self, method: bytes, target: bytes, headers: list[Pair]) -> bytes:
         """The bytes that open a request."""
         try:
-            return self._h11.send(h11.Request(method=method, target=target, headers=headers)) or b""
-        except h11.LocalProtocolError as error:
+            head, fields = request_head(method, target, headers)
+            self._sending = sending_of(fields)
+            if fields.raw_items() is not headers:
+                head, _ = request_head(method, target, fields.raw_items())
+        except Malformed as error:
             raise httpcore.LocalProtocolError(str(error)) from error
+        self._method = method
+        self._is_kept = not fields.has(b"connection", b"close")
+        self._wants_upgrade = bool(fields.named.get(b"upgrade"))
+        return head
 
     def data(self, chunk: bytes) -> bytes:
         """The bytes for a piece of the body, which may be none."""
-        return self._sent(h11.Data(data=chunk))
+        try:
+            return self._sending.data(chunk)
+        except Malformed as error:
+            raise httpcore.LocalProtocolError(str(error)) from error
 
     def end(self) -> bytes:
         """The bytes that end the request, which may be none."""
-        return self._sent(h11.EndOfMessage())
-
-    def _sent(self, event: h11.Event) -> bytes:
         try:
-            return self._h11.send(event) or b""
-        except h11.LocalProtocolError as error:
+            rest = self._sending.end()
+        except Malformed as error:
             raise httpcore.LocalProtocolError(str(error)) from error
+        self._is_sent = True
+        return rest
+
+    def cut(self) -> None:
+        """What was written has not arrived whole, so the peer waits for the rest or has hung up."""
+        self._is_kept = False
 
     def feed(self, data: bytes) -> None:
         """Take what was read; nothing means that the peer has closed."""
-        if not data and self._h11.their_state is h11.SEND_RESPONSE:
+        if not data and self._content is None:
             raise httpcore.RemoteProtocolError("the server closed the connection without sending a response")
-        self._h11.receive_data(data)
+        self._received.feed(data)
 
-    def event(self) -> Any:
-        """What the peer says next, apart from interim answers; `h11.NEED_DATA` if more has to be read first."""
+    def answer(self) -> Any:
+        """The head of the answer, apart from interim ones; None if more has to be read first."""
         try:
-            event = self._h11.next_event()
-            while isinstance(event, h11.InformationalResponse) and event.status_code != 101:
-                event = self._h11.next_event()
-        except h11.RemoteProtocolError as error:
+            while (text := self._received.until(END)) is not None:
+                head = answer_head(text)
+                if head.status_code >= 200 or head.status_code == 101:
+                    self._settle(head)
+                    return head
+                declared(head.headers)
+            if not may_open(opening := self._received.peek(SHOWN)):
+                raise Malformed(f"illegal status line: {opening!r}")
+        except Malformed as error:
             raise httpcore.RemoteProtocolError(str(error)) from error
-        return event
+        return None
+
+    def _settle(self, head: Head) -> None:
+        """What follows this head, and whether there may be another one after it."""
+        if head.status_code == 101 and not self._wants_upgrade:
+            raise Malformed("a switch to a protocol that nobody asked for")
+        self._content, is_certain = content_of(head, self._method)
+        is_last = head.http_version < b"1.1" or head.headers.has(b"connection", b"close")
+        self._is_kept = self._is_kept and is_certain and not is_last
+
+    def chunk(self) -> bytes | None:
+        """The next piece of the body; none at its end; None if more has to be read first."""
+        content = self._content
+        if content is None or content.is_over:
+            return b""
+        try:
+            return content.take(self._received)
+        except Malformed as error:
+            raise httpcore.RemoteProtocolError(str(error)) from error
 
     def renew(self) -> bool:
         """Make ready for another request; False if there can be none.
 
         What came beyond the answer would be taken for the answer to the next request, which is somebody else's.
         """
-        ours = self._h11
-        if ours.our_state is not h11.DONE or ours.their_state is not h11.DONE or ours.trailing_data[0]:
+        if not (self._is_sent and self._is_kept and self._content is not None and self._content.is_over):
             return False
-        ours.start_next_cycle()
+        if self._received:
+            return False
+        self._begin()
         return True
 
 
@@ -85,11 +130,14 @@ def send(http: Http1, stream: Any, exchange: Exchange, attempt: Attempt) -> Answ
     try:
         _write(http, stream, exchange, attempt, timeouts.get("write"))
     except httpcore.WriteError:
-        pass  # a server may answer before it has the whole request, and hang up; if not, reading says what is wrong
+        # A server may answer before it has the whole request, and hang up; if not, reading says what is wrong.
+        http.cut()
     timeout = timeouts.get("read")
-    while (event := http.event()) is h11.NEED_DATA:
+    head = None
+    while head is None:
         http.feed(stream.read(CHUNK, timeout))
-    return Answer(event, Body(http, stream, timeout), stream)
+        head = http.answer()
+    return Answer(head, Body(http, stream, timeout), stream)
 
 
 def _write(http: Http1, stream: Any, exchange: Exchange, attempt: Attempt, timeout: float | None) -> None:
@@ -121,10 +169,10 @@ class Body(Iterator[bytes]):
         self._timeout = timeout
 
     def __next__(self) -> bytes:
-        while (event := self._http.event()) is h11.NEED_DATA:
+        while (chunk := self._http.chunk()) is None:
             self._http.feed(self._stream.read(CHUNK, self._timeout))
-        if type(event) is h11.Data:
-            return bytes(event.data)
+        if chunk:
+            return chunk
         raise StopIteration
 
     def close(self) -> None:
@@ -137,11 +185,13 @@ async def asend(http: Http1, stream: Any, exchange: Exchange, attempt: Attempt) 
     try:
         await _awrite(http, stream, exchange, attempt, timeouts.get("write"))
     except httpcore.WriteError:
-        pass  # a server may answer before it has the whole request, and hang up; if not, reading says what is wrong
+        http.cut()  # see `send`
     timeout = timeouts.get("read")
-    while (event := http.event()) is h11.NEED_DATA:
+    head = None
+    while head is None:
         http.feed(await stream.read(CHUNK, timeout))
-    return Answer(event, AsyncBody(http, stream, timeout), stream)
+        head = http.answer()
+    return Answer(head, AsyncBody(http, stream, timeout), stream)
 
 
 async def _awrite(http: Http1, stream: Any, exchange: Exchange, attempt: Attempt, timeout: float | None) -> None:
@@ -168,10 +218,10 @@ class AsyncBody(AsyncIterator[bytes]):
         self._timeout = timeout
 
     async def __anext__(self) -> bytes:
-        while (event := self._http.event()) is h11.NEED_DATA:
+        while (chunk := self._http.chunk()) is None:
             self._http.feed(await self._stream.read(CHUNK, self._timeout))
-        if type(event) is h11.Data:
-            return bytes(event.data)
+        if chunk:
+            return chunk
         raise StopAsyncIteration
 
     async def aclose(self) -> None:

@@ -133,10 +133,10 @@ class Stack(Generic[C]):
         self._max_idle = service.connections.max_idle
 
     def pop(self, now: float) -> C | None:
-        """The idle connection that was used last, if it is not too old."""
+        """The idle connection that was used last, if it is not too old. Its peer may have closed it meanwhile."""
         while self._idle:
             connection = self._idle.pop()
-            if not self._is_too_old(connection, now) and not connection.stream.is_readable:
+            if not self._is_too_old(connection, now):
                 return connection
             self.drop(connection)
         return None
