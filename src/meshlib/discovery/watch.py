@@ -99,7 +99,7 @@ class Watch:
             logger.info("%s answers again", self.source)
             self._said.clear()
         self.warnings = tuple(found.warnings)
-        if self.last_good.answer(found.endpoints, self._clock()):
+        if self.last_good.answer(found.endpoints, self._clock(), found.ttl):
             self._believed = self._previous = found
             self.complaint = ""
         else:
