@@ -106,7 +106,7 @@ class Control:
         while True:
             try:
                 return await job()
-            except (Exception, asyncio.CancelledError) as error:
+            except (Exception, asyncio.CancelledError, SystemExit, KeyboardInterrupt) as error:
                 task = asyncio.current_task()
                 if task is None or task.cancelling():
                     raise
