@@ -13,8 +13,11 @@ import logging
 import os
 import selectors
 import threading
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 from weakref import WeakSet
 
 import anyio
@@ -65,15 +68,22 @@ class Control:
 
     def close(self, patience: float = PATIENCE) -> None:
         """Stop the jobs and the thread, and wait for its end, at most `patience` seconds; from any thread."""
-        if (thread := self._stop()) is not None and thread is not threading.current_thread():
+        if (thread := self.end()) is not None and thread is not threading.current_thread():
             thread.join(patience)
 
     async def aclose(self) -> None:
         """See `close`; on asyncio and trio."""
-        if (thread := self._stop()) is not None:
+        if (thread := self.end()) is not None:
             with anyio.move_on_after(PATIENCE):
                 while thread.is_alive():  # noqa: ASYNC110  # a thread that joined it would itself outlive this
                     await anyio.sleep(0.005)
+
+    def end(self) -> threading.Thread | None:
+        """Have the jobs and the thread end soon; returns the thread, if there is one."""
+        with self._lock:
+            self._is_closed = True
+            run, self._run = self._run, None
+        return None if run is None else run.stop()
 
     def reopen(self) -> None:
         """Let the thread start again."""
@@ -90,12 +100,6 @@ class Control:
         if run is not None:
             run.forget()
 
-    def _stop(self) -> threading.Thread | None:
-        with self._lock:
-            self._is_closed = True
-            run, self._run = self._run, None
-        return None if run is None else run.stop()
-
     def _begin(self) -> None:
         for start in self.starters:
             start(self)
@@ -106,7 +110,7 @@ class Control:
         while True:
             try:
                 return await job()
-            except (Exception, asyncio.CancelledError) as error:
+            except (Exception, asyncio.CancelledError, SystemExit, KeyboardInterrupt) as error:
                 task = asyncio.current_task()
                 if task is None or task.cancelling():
                     raise
@@ -146,6 +150,7 @@ class _Run:
         self._selector.close()
 
     def _main(self) -> None:
+        self._loop.set_default_executor(_Aside())
         with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
             runner.run(self._serve())
 
@@ -158,6 +163,25 @@ class _Run:
         await asyncio.wait(jobs, timeout=PATIENCE / 2) if jobs else None
 
 
+class _Aside(ThreadPoolExecutor):
+    """Runs what would block the loop, such as `getaddrinfo`, in daemon threads: the interpreter's exit waits for no one
+    else's, and neither does the end of the loop."""
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+
+        def work() -> None:
+            if not future.set_running_or_notify_cancel():
+                return
+            try:
+                future.set_result(fn(*args, **kwargs))
+            except BaseException as error:
+                future.set_exception(error)
+
+        threading.Thread(target=work, name="meshlib-aside", daemon=True).start()
+        return future
+
+
 _controls: WeakSet[Control] = WeakSet()
 _is_exiting = False
 
@@ -166,5 +190,7 @@ _is_exiting = False
 def _exit() -> None:
     global _is_exiting
     _is_exiting = True
-    for control in list(_controls):
-        control.close()
+    threads = [thread for control in list(_controls) if (thread := control.end()) is not None]
+    until = time.monotonic() + PATIENCE
+    for thread in threads:
+        thread.join(max(0.0, until - time.monotonic()))

@@ -79,6 +79,27 @@ def test_D1_too_old_an_answer_is_none() -> None:
     assert LastGood().current(0.0, 3600) == ()
 
 
+@pytest.mark.parametrize(("ttl", "holds"), [(300.0, 300.0), (None, 5000.0)])
+def test_D1_nothing_is_stale_before_it_is_to_be_confirmed(ttl: float | None, holds: float) -> None:
+    state = LastGood()
+    assert state.answer(SET, 0.0, ttl)
+    assert state.current(holds, 60) == SET, "nobody was to be asked yet, or who was asked waits for news"
+    state.fail(holds)
+    assert state.current(holds + 60, 60) == SET
+    assert state.current(holds + 61, 60) == ()
+    assert state.answer(SET, holds + 62, ttl)
+    assert not state.answer((), holds + 63)
+    assert state.current(holds + 124, 60) == ()
+
+
+def test_D1_half_a_minute_of_errors_confirms_no_empty_answer() -> None:
+    state = known()
+    assert not state.answer((), 1.0)
+    state.fail(1.0 + DOUBT)
+    assert not state.answer((), 2.0 + DOUBT)
+    assert state.answer((), 3.0 + DOUBT)
+
+
 def test_D3_a_time_to_live_is_cut_by_up_to_a_fifth() -> None:
     state = known()
     delays = [state.delay(0.0, 10.0, RNG) for _ in range(1000)]

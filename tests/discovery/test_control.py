@@ -157,6 +157,30 @@ def test_the_interpreter_exits_within_a_second_and_without_a_word(how: str, upst
     assert time.monotonic() - began < 10
 
 
+@pytest.mark.parametrize("how", ["await asyncio.to_thread(time.sleep, 30)", "time.sleep(30)"])
+def test_no_number_of_meshes_keeps_the_interpreter_waiting_for_who_blocks(how: str) -> None:
+    script = f"""
+        import asyncio
+        class Blocking:
+            async def resolve(self, service, previous):
+                {how}
+        meshes = [Mesh(Service("orders", Blocking())) for _ in range(8)]
+        for each in meshes:
+            try:
+                each.wait_ready(0.05)
+            except Exception:
+                pass
+        at = time.monotonic()
+        import atexit
+        from meshlib import control
+        atexit.unregister(control._exit)
+        atexit.register(lambda: os.write(1, str(time.monotonic() - at < 2.5).encode()))
+        atexit.register(control._exit)
+        """
+    done = run(script, "10.0.0.1:80")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "True", "")
+
+
 def test_an_exit_before_the_first_answer_exits(upstream: Upstream) -> None:
     script = """
         import httpx

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import threading
 from typing import Any
 
 import anyio
@@ -12,7 +14,9 @@ from played import Played, until
 
 from conftest import Colour
 from meshlib import Endpoint, Mesh, Service, report, updates
+from meshlib.endpoint import Place
 from meshlib.testing import Upstream
+from meshlib.transport.draining import Clients, Cut
 
 pytestmark = pytest.mark.usefixtures("hurry")
 
@@ -176,3 +180,92 @@ def test_D2_an_inner_transport_is_closed_at_the_end_of_the_grace(
 
     moving.run(script)
     assert closed == [moving.old.address, moving.new.address]
+
+
+def test_D2_an_inner_transport_of_a_place_that_comes_back_is_another_one(
+    colour: Colour, fleet: list[Upstream], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(updates, "GRACE", 0.5)
+    made: list[Closing] = []
+
+    class Closing(Inner):
+        is_closed = False
+
+        def close(self) -> None:
+            self.is_closed = True
+            raise OSError("it does not close well")
+
+        async def aclose(self) -> None:
+            self.close()
+
+    def inner(endpoint: Endpoint) -> Closing:
+        made.append(Closing(endpoint, []))
+        return made[-1]
+
+    moving = Moving(fleet, colour, inner=inner)
+
+    async def script(client: Any) -> None:
+        await moving.answered_by(client, moving.old)
+        await moving.move()
+        await moving.move(moving.old)
+        await moving.answered_by(client, moving.old)
+        assert len(made) == 2, "calls may be under way over it when the first is closed"
+        await eventually(colour, lambda: made[0].is_closed)
+        await moving.answered_by(client, moving.old)
+        assert [each.is_closed for each in made] == [True, False]
+        Closing.close = Inner.close  # type: ignore[method-assign]
+        Closing.aclose = Inner.aclose  # type: ignore[method-assign]
+
+    moving.run(script)
+
+
+def test_D2_what_was_on_its_way_when_its_place_went_is_cut_as_well(
+    colour: Colour, fleet: list[Upstream], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(updates, "GRACE", 0.3)
+    moving = Moving(fleet, colour)
+    moving.old.script({}, {**SLOW, "size": 1000})
+
+    async def script(client: Any) -> None:
+        await moving.answered_by(client, moving.old)
+        cluster: Any = moving.mesh._clusters["orders"]
+        late = cluster.view
+        await moving.move()
+        cluster.view = late  # a call that has chosen its endpoint before, and goes there now
+        response = await opened(client)
+        with pytest.raises((httpx.ReadError, httpx.RemoteProtocolError)):  # not the deadline
+            await read(response, colour)
+        await moving.closed()
+
+    moving.run(script)
+
+
+def test_D2_clients_may_come_while_others_are_drained(monkeypatch: pytest.MonkeyPatch) -> None:
+    clients = Clients()
+    kept = [Quick() for _ in range(100)]
+    for each in kept:
+        clients.add(each)
+    over = threading.Event()
+
+    def come() -> None:
+        while not over.is_set():
+            clients.add(Quick())
+
+    thread = threading.Thread(target=come)
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        thread.start()
+        for _ in range(3000):
+            clients.drain("orders", ("10.0.0.1", 80))
+    finally:
+        over.set()
+        thread.join()
+        sys.setswitchinterval(before)
+
+
+class Quick:
+    """Has nothing to drain."""
+
+    def drain(self, service: str, place: Place) -> Cut:
+        return lambda: None

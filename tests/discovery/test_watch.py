@@ -57,7 +57,9 @@ def test_who_waits_for_news_is_given_the_last_answer() -> None:
 
 
 @pytest.mark.usefixtures("hurry")
-@pytest.mark.parametrize("error", [OSError("no route"), ValueError("junk"), asyncio.CancelledError(), TimeoutError()])
+@pytest.mark.parametrize(
+    "error", [OSError("no route"), ValueError("junk"), asyncio.CancelledError(), SystemExit("bye"), KeyboardInterrupt()]
+)
 def test_D1_the_watch_survives_anything(error: BaseException) -> None:
     resolver = Played(A, ttl=None)
     with Mesh(Service("orders", resolver)) as mesh:
@@ -65,6 +67,8 @@ def test_D1_the_watch_survives_anything(error: BaseException) -> None:
         resolver.fail(error)
         until(lambda: len(resolver.asked) >= 6)
         assert places(mesh) == [A]
+        assert resolver.asked[3] is None
+        assert type(error).__name__ in mesh.snapshot()["orders"].warnings[0]
         resolver.say(B)
         until(lambda: places(mesh) == [B])
 
@@ -196,6 +200,8 @@ def test_D4_news_is_asked_for_twice_at_once_and_then_once_a_second() -> None:
         ([Endpoint("10.0.0.1", 80)], "must return a Resolution, got list"),
         (None, "must return a Resolution, got NoneType"),
         (Resolution(["10.0.0.1:80"], 1.0), "must be Endpoints, got str"),  # type: ignore[list-item]
+        (Resolution([Endpoint("10.0.0.1", 80)], "5"), "ttl .* must be seconds or None, got '5'"),  # type: ignore[arg-type]
+        (Resolution([Endpoint("10.0.0.1", 80)], float("nan")), "ttl .* must be seconds or None, got nan"),
     ],
 )
 def test_a_resolver_that_answers_something_else_is_told(answer: Any, complaint: str) -> None:

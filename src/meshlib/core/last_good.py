@@ -5,11 +5,12 @@ empties anything, and how long to wait before asking again. It never asks.
 
     answer with endpoints ---> believed
     empty answer ------------> doubted; believed at its second repetition, or repeated after 30 s
-    error -------------------> nothing changes, but the answer in force grows older
+    error -------------------> nothing changes, but the answer in force is no longer confirmed, and grows stale
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from meshlib.core.chance import Rng
@@ -48,26 +49,38 @@ class LastGood:
         self.endpoints: tuple[Endpoint, ...] = ()
         self.known_at: float | None = None
         self.failing_since: float | None = None
+        self._holds_until = 0.0
         self._doubted_since: float | None = None
         self._doubts = 0
 
-    def answer(self, endpoints: Sequence[Endpoint], now: float) -> bool:
-        """Hear an answer; returns whether it is believed."""
+    def answer(self, endpoints: Sequence[Endpoint], now: float, ttl: float | None = 0.0) -> bool:
+        """Hear an answer; returns whether it is believed.
+
+        Args:
+            endpoints: the set.
+            now: the time.
+            ttl: seconds for which it needs no confirmation; None for a resolver that waits for news by itself, whose
+                silence confirms it.
+        """
         self.failing_since = None
         if not endpoints and self._is_doubtful(now):
             return False
         self._doubted_since, self._doubts = None, 0
         self.endpoints, self.known_at = tuple(endpoints), now
+        self._holds_until = math.inf if ttl is None else now + ttl
         return True
 
     def fail(self, now: float) -> None:
         """Hear of an error."""
+        self._holds_until = min(self._holds_until, now)
         if self.failing_since is None:
             self.failing_since = now
+        if self._doubted_since is not None:
+            self._doubted_since = now  # half a minute of errors confirms nothing
 
     def current(self, now: float, max_stale: float) -> tuple[Endpoint, ...]:
-        """The set in force; none if it was confirmed longer ago than `max_stale` seconds."""
-        return self.endpoints if self.known_at is not None and now - self.known_at <= max_stale else ()
+        """The set in force; none if it has lacked its confirmation for more than `max_stale` seconds."""
+        return self.endpoints if self.known_at is not None and now - self._holds_until <= max_stale else ()
 
     def delay(self, now: float, ttl: float | None, rng: Rng) -> float:
         """Seconds to the next question.
@@ -90,6 +103,7 @@ class LastGood:
             return False
         if self._doubted_since is None:
             self._doubted_since = now
+            self._holds_until = min(self._holds_until, now)
             return True
         self._doubts += 1
         return self._doubts < CONFIRMATIONS and now - self._doubted_since < DOUBT

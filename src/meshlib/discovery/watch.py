@@ -87,7 +87,9 @@ class Watch:
         ttl = None
         try:
             found = _checked(await self._resolver.resolve(self._service, self._previous))
-        except Exception as error:
+        except BaseException as error:  # a library that calls `sys.exit` ends no watch, and so no control plane
+            if _is_ending(error):
+                raise
             self._failed(error)
         else:
             ttl = found.ttl
@@ -99,14 +101,14 @@ class Watch:
             logger.info("%s answers again", self.source)
             self._said.clear()
         self.warnings = tuple(found.warnings)
-        if self.last_good.answer(found.endpoints, self._clock()):
+        if self.last_good.answer(found.endpoints, self._clock(), found.ttl):
             self._believed = self._previous = found
             self.complaint = ""
         else:
             self._previous = self._to_compare_with()
             self._complain("an empty answer, not believed yet")
 
-    def _failed(self, error: Exception) -> None:
+    def _failed(self, error: BaseException) -> None:
         self.last_good.fail(self._clock())
         self._previous = self._to_compare_with()
         self._complain(f"{type(error).__name__}: {error}"[:300])
@@ -187,4 +189,15 @@ def _checked(found: object) -> Resolution:
         raise TypeError(f"resolve must return a Resolution, got {type(found).__name__}")
     if wrong := [each for each in found.endpoints if not isinstance(each, Endpoint)]:
         raise TypeError(f"the endpoints of a Resolution must be Endpoints, got {type(wrong[0]).__name__}")
+    ttl: object = found.ttl
+    if ttl is not None and (not isinstance(ttl, int | float) or ttl != ttl):
+        raise TypeError(f"the ttl of a Resolution must be seconds or None, got {ttl!r}")
     return found
+
+
+def _is_ending(error: BaseException) -> bool:
+    """Whether it is not the resolver that failed, but the watch that is ended."""
+    if isinstance(error, GeneratorExit):
+        return True  # its loop is gone
+    task = asyncio.current_task()
+    return isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling() > 0

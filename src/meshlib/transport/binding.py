@@ -10,13 +10,13 @@ import time
 from operator import itemgetter
 from typing import Any
 
-import h11
 import httpcore
 import httpx
 
 from meshlib.core.outcome import End
 from meshlib.core.report import Report
 from meshlib.endpoint import Endpoint
+from meshlib.transport.head import Head
 
 _ERRORS: tuple[tuple[type[Exception], type[httpx.TransportError]], ...] = (
     (httpcore.ConnectTimeout, httpx.ConnectTimeout),
@@ -159,7 +159,7 @@ class Answer:
     __slots__ = ("_head", "_stream", "body", "status")
     is_closed = False
 
-    def __init__(self, head: h11.Response, body: Any, stream: Any) -> None:
+    def __init__(self, head: Head, body: Any, stream: Any) -> None:
         self._head = head
         self._stream = stream
         self.body = body

@@ -233,21 +233,20 @@ class AsyncStacks:
 
     def drain(self, service: str, place: Place) -> Cut:
         """See `draining.Stacks`."""
-        drained: list[tuple[object, Stack[AsyncConnection]]] = []
+        drained: dict[object, list[Stack[AsyncConnection]]] = {}
 
         def drain_here(loop: object, stacks: dict[Key, Stack[AsyncConnection]]) -> None:
-            drained.extend((loop, stack) for stack in _taken_from(stacks, service, place))
+            drained[loop] = _taken_from(stacks, service, place)
 
-        def cut_here(stack: Stack[AsyncConnection]) -> None:
-            for connection in list(stack.open):
+        def cut_here(loop: object) -> None:
+            for connection in [each for stack in drained[loop] for each in stack.open]:
                 connection.stream.abort()
 
         def cut() -> None:
-            for loop, stack in drained:
-                post(loop, partial(cut_here, stack))
+            for loop in asked:
+                post(loop, partial(cut_here, loop))  # after it has drained, which it may not have done yet
 
-        for loop, stacks in list(self._loops.items()):
-            post(loop, partial(drain_here, loop, stacks))
+        asked = [loop for loop, stacks in list(self._loops.items()) if post(loop, partial(drain_here, loop, stacks))]
         return cut
 
     def forget(self) -> None:

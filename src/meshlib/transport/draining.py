@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Protocol
-from weakref import WeakSet
+from weakref import WeakValueDictionary
 
 from meshlib.endpoint import Place
 
@@ -29,22 +29,22 @@ class Stacks(Protocol):
         """
         ...
 
-    def __hash__(self) -> int: ...
-
 
 class Clients:
     """The connections of all clients of a mesh."""
 
     def __init__(self) -> None:
-        self._stacks: WeakSet[Stacks] = WeakSet()
+        self._stacks: WeakValueDictionary[int, Stacks] = WeakValueDictionary()
 
     def add(self, stacks: Stacks) -> None:
         """A client comes; it goes by itself."""
-        self._stacks.add(stacks)
+        self._stacks[id(stacks)] = stacks
 
     def drain(self, service: str, place: Place) -> Cut:
         """See `Stacks.drain`."""
-        cuts = [stacks.drain(service, place) for stacks in list(self._stacks)]
+        # Clients come and go in other threads, which no iteration over what is weak survives: the references it gives.
+        present = [stacks for reference in self._stacks.valuerefs() if (stacks := reference()) is not None]
+        cuts = [stacks.drain(service, place) for stacks in present]
 
         def cut() -> None:
             for each in cuts:

@@ -78,7 +78,7 @@ class Http1:
             raise httpcore.RemoteProtocolError("the server closed the connection without sending a response")
         self._received.feed(data)
 
-    def answer(self) -> Any:
+    def answer(self) -> Head | None:
         """The head of the answer, apart from interim ones; None if more has to be read first."""
         try:
             while (text := self._received.until(END)) is not None:

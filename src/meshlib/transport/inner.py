@@ -9,7 +9,8 @@ is told the time left as its timeouts. httpx's own async transport cannot be can
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import httpcore
@@ -33,6 +34,8 @@ Factory = Callable[[Endpoint], Any]
 
 Key = tuple[str, Place, object]
 """What transports are kept apart by: a service, a place, and the event loop that an async one cannot leave."""
+
+logger = logging.getLogger("meshlib.transport")
 
 
 class InnerAnswer:
@@ -188,6 +191,7 @@ class InnerStacks:
         self._clock = clock
         inherited.add(self)
         self._transports: dict[Key, Any] = {}
+        self._drained: list[tuple[object, Any]] = []
 
     def take(self, exchange: Exchange, attempt: Attempt) -> InnerConnection:
         """A use of the endpoint's transport."""
@@ -209,22 +213,41 @@ class InnerStacks:
     def close(self) -> None:
         """Close every transport, also when one of them fails to."""
         with contextlib.ExitStack() as stack:
-            while self._transports:
-                stack.callback(self._transports.popitem()[1].close)
+            for transport in self._taken():
+                stack.callback(transport.close)
 
     def drain(self, service: str, place: Place) -> Cut:
         """See `draining.Stacks`. A transport has no way to drain: it is closed at the end, whole."""
-        return lambda: self._close_all([key for key in list(self._transports) if key[:2] == (service, place)])
+        keys = [key for key in list(self._transports) if key[:2] == (service, place)]
+        # A call that comes when the place is back makes a new one.
+        drained = [(key[2], made) for key in keys if (made := self._transports.pop(key, None)) is not None]
+        self._drained += drained
 
-    def _close_all(self, keys: list[tuple[str, Place, object]]) -> None:
-        for key in keys:
-            if (transport := self._transports.pop(key, None)) is not None:
-                transport.close()
+        def cut() -> None:
+            for each in drained:
+                if each in self._drained:
+                    self._drained.remove(each)
+                    self._end(*each)
+
+        return cut
+
+    def _end(self, home: object, transport: Any) -> None:
+        try:
+            transport.close()
+        except Exception:
+            logger.exception("a transport failed to close")
+
+    def _taken(self) -> Iterator[Any]:
+        """Every transport, which are nobody's any more."""
+        while self._transports:
+            yield self._transports.popitem()[1]
+        while self._drained:
+            yield self._drained.pop()[1]
 
     def forget(self) -> None:
         """After a fork, in the child: the transports are the parent's."""
-        strays.append(self._transports)
-        self._transports = {}
+        strays.append((self._transports, self._drained))
+        self._transports, self._drained = {}, []
 
     def _made(self, endpoint: Endpoint) -> Any:
         return of_colour(self._factory(endpoint), endpoint, "handle_request", "a sync client", httpx.BaseTransport)
@@ -251,13 +274,17 @@ class AsyncInnerStacks(InnerStacks):
         """See `InnerStacks.close`."""
         self._forget_dead_loops()
         async with contextlib.AsyncExitStack() as stack:
-            while self._transports:
-                stack.push_async_callback(self._transports.popitem()[1].aclose)
+            for transport in self._taken():
+                stack.push_async_callback(transport.aclose)
 
-    def _close_all(self, keys: list[tuple[str, Place, object]]) -> None:
-        for key in keys:
-            if (transport := self._transports.pop(key, None)) is not None:
-                spawn(key[2], transport.aclose)
+    def _end(self, home: object, transport: Any) -> None:
+        async def end() -> None:
+            try:
+                await transport.aclose()
+            except Exception:  # which on trio would end all of the application
+                logger.exception("a transport failed to close")
+
+        spawn(home, end)
 
     def _made(self, endpoint: Endpoint) -> Any:
         self._forget_dead_loops()
@@ -272,6 +299,7 @@ class AsyncInnerStacks(InnerStacks):
         for key in list(self._transports):
             if loops.is_over(key[2]):
                 self._transports.pop(key, None)
+        self._drained = [each for each in self._drained if not loops.is_over(each[0])]
 
 
 def of_colour(transport: Any, endpoint: Endpoint, method: str, client: str, kind: type) -> Any:
