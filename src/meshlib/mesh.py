@@ -158,7 +158,7 @@ class Mesh:
     def close(self) -> None:
         """Stop what the mesh runs: endpoints are not looked for any more, and calls make do with those known last.
 
-        Clients are closed on their own, as with httpx. `with mesh:` starts again what was stopped.
+        Clients are closed on their own, as with httpx. `with mesh:` lets it start again, at the next use.
         """
         if self._control is not None:
             self._control.close()

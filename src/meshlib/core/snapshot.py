@@ -60,9 +60,9 @@ class ServiceSnapshot:
         in_flight: attempts whose response has not ended.
         panic: whether breakers are ignored because too few nodes are healthy.
         budget_tokens: what is left of the retry budget.
-        source: where the endpoints came from.
-        age: seconds since they came.
-        warnings: what is wrong with the settings in the light of the traffic.
+        source: where the endpoints come from.
+        age: seconds since the resolver last confirmed them; of several resolvers or names, the longest.
+        warnings: what is wrong now with finding the endpoints, or with the settings in the light of the traffic.
     """
 
     name: str

@@ -28,8 +28,8 @@ class Resolution:
 
     Args:
         endpoints: all of them; a host may be a name, which is then looked up in the DNS.
-        ttl: seconds after which to ask again; None to ask again at once, for a resolver that then waits until there is
-            something newer.
+        ttl: seconds after which to ask again, at least 1; None to ask again at once, for a resolver that then waits
+            until there is something newer.
         index: whatever the resolver wants to find in `previous` when it is asked again.
         warnings: what people should know of this answer: that it may be old, that a part of it was left out.
     """
