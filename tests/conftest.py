@@ -128,6 +128,7 @@ def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(last_good, "SHORTEST", 0.002)
     monkeypatch.setattr(last_good, "LONGEST", 0.2)
     monkeypatch.setattr(last_good, "DOUBT_EVERY", 0.04)
+    monkeypatch.setattr(last_good, "FIRST_DOUBT_EVERY", 0.04)
     monkeypatch.setattr(control, "SHORTEST", 0.002)
 
 

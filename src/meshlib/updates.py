@@ -42,6 +42,8 @@ class Updates:
         self, clusters: Iterable[Cluster], control: Control, clients: Clients, clock: Callable[[], float], rng: Rng
     ) -> None:
         self._waits = [(cluster, Ready(cluster, control.ensure)) for cluster in clusters]
+        for cluster, _ in self._waits:
+            cluster.source = source_of(_resolver(cluster))
         self._clients = clients
         self._clock = clock
         self._rng = rng
@@ -63,7 +65,8 @@ class Updates:
 
     def close(self) -> None:
         """Nobody asks any more: let those go who wait for an answer."""
-        for _, ready in self._waits:
+        for cluster, ready in self._waits:
+            cluster.warnings = ("the mesh is closed", *cluster.warnings)
             ready.close()
 
     def _check(self, timeout: float) -> None:
@@ -85,7 +88,8 @@ class Updates:
             return
         source = source_of(_resolver(cluster))
         if cluster.view.nodes and not found.endpoints:
-            logger.warning("%s has no endpoint any more, says %s", cluster.service.name, source)
+            why = "; ".join(found.warnings) or source
+            logger.warning("%s has no endpoint any more (%s)", cluster.service.name, why)
         for place in cluster.publish(found.endpoints, source, found.known_at):
             self._drain(cluster, place)
         ready.open()

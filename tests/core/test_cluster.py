@@ -7,6 +7,7 @@ import gc
 import json
 import random
 import threading
+from typing import Any
 
 import pytest
 from scripted import LOST, OK, REFUSED, UNAVAILABLE, Stage, Step, answer, broke
@@ -257,3 +258,15 @@ def test_many_threads_on_one_cluster_lose_no_count() -> None:
     assert not errors
     assert sum(node.attempts for node in stage.nodes) == 8 * 300
     assert stage.in_flight == 0
+
+
+def test_a_service_is_known_only_when_its_view_is_there() -> None:
+    class Looking(LeastRequest):
+        def prepare(self, nodes: Any, rng: Any) -> Any:
+            seen.append(cluster.is_known)
+            return super().prepare(nodes, rng)
+
+    seen: list[bool] = []
+    cluster = Cluster(Service("orders", ["10.0.0.1:80"], balancer=Looking()), random.Random(1))
+    cluster.publish([Endpoint("10.0.0.1", 80)], "paper", 0.0)
+    assert (seen, cluster.is_known) == ([False], True), "a call that waits for it would find no node"

@@ -122,7 +122,7 @@ def test_asked_by_hand_it_answers_as_long_as_one_part_does() -> None:
 
 def test_an_empty_answer_is_an_answer() -> None:
     answer = resolve(Failover(Scripted(Resolution([], 30.0)), Scripted(OSError("unplugged"))))
-    assert (answer.endpoints, answer.ttl) == ((), 10.0)
+    assert (answer.endpoints, answer.ttl) == ((), 5.0)
 
 
 def test_asked_by_hand_it_fails_if_all_parts_do() -> None:
@@ -135,7 +135,7 @@ def test_asked_again_by_hand_no_part_waits_for_news() -> None:
     polling, waiting = Scripted(Resolution([at(1)], 30.0, 1)), Scripted(Resolution([at(2)], None, 2))
     resolver = Failover(polling, waiting)
     first = resolve(resolver)
-    assert first.ttl == 10.0
+    assert first.ttl == 5.0
     resolve(resolver, first)
     assert (polling.asked, waiting.asked) == ([None, polling.answer], [None, None])
 

@@ -38,7 +38,7 @@ def test_C4_an_answer_that_does_not_come_ends_at_the_deadline(colour: Colour) ->
         error = colour.run(mesh, get_or_error)
         assert 0.3 <= time.monotonic() - began < 0.3 + SLACK
     assert isinstance(error, DeadlineExceeded)
-    assert str(error) == "orders: no answer within 0.3 s: its endpoints are not known yet"
+    assert str(error) == "orders: no answer within 0.3 s: its endpoints are not known yet (played: no answer yet)"
     assert isinstance(error.__cause__, ResolveError)
     assert report(error).attempts == []
 
@@ -64,7 +64,7 @@ def test_a_service_without_endpoints_says_so_once_that_is_sure(colour: Colour) -
     with Mesh(Service("orders", Played(source="toy:"))) as mesh:
         error = colour.run(mesh, get_or_error)
     assert isinstance(error, NoEndpoints)
-    assert "orders: toy: has no endpoint for it" in str(error)
+    assert "orders: it has no endpoint, as of 0 s ago (toy:)" in str(error)
 
 
 @pytest.mark.parametrize("colour", ["asyncio", "trio"], indirect=True)
@@ -154,8 +154,8 @@ def test_wait_ready_names_what_is_missing_and_why(colour: Colour) -> None:
         error = colour.run(mesh, script, service=None)
         assert 0.2 <= time.monotonic() - began < 0.2 + SLACK
         assert str(error) == (
-            "not ready after 0.2 s: b: its endpoints are not known yet, "
-            "c: its endpoints are not known yet; toy:: OSError: refused"
+            "not ready after 0.2 s: b: its endpoints are not known yet (played: no answer yet), "
+            "c: its endpoints are not known yet (toy:: OSError: refused)"
         )
         silent.hangs = False
         broken.say("10.0.0.1:80")

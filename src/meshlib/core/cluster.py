@@ -45,6 +45,7 @@ class Cluster:
     Attributes:
         view: what the request path reads, without the lock.
         pending: what a call waits for before it begins; None as a rule.
+        source: where the endpoints come from, for people.
         is_known: whether there was a first answer, which may have been that there is no endpoint.
         warnings: what people should know of the endpoints and where they come from.
         bucket: the retry budget.
@@ -59,7 +60,7 @@ class Cluster:
         self.bucket = Bucket(service.retry.budget)
         self.orphans: deque[Attempt] = deque()
         self._nodes: dict[Place, Node] = {}
-        self._source = ""
+        self.source = ""
         self._known_at = 0.0
         self.pending: Pending | None = None
         self.is_known = False
@@ -79,12 +80,12 @@ class Cluster:
         """
         wanted = {endpoint.place: endpoint for endpoint in endpoints}
         with self.lock:
-            self._source, self._known_at, self.is_known = source, now, True
-            if wanted == {place: node.endpoint for place, node in self._nodes.items()}:
-                return []
+            self.source, self._known_at = source, now
             gone = [place for place in self._nodes if place not in wanted]
-            self._nodes = {place: self._node(endpoint) for place, endpoint in wanted.items()}
-            self.view = View.build(tuple(self._nodes.values()), self.service, self.rng)
+            if wanted != {place: node.endpoint for place, node in self._nodes.items()}:
+                self._nodes = {place: self._node(endpoint) for place, endpoint in wanted.items()}
+                self.view = View.build(tuple(self._nodes.values()), self.service, self.rng)
+            self.is_known = True  # now that the view is there: who waits for this looks without the lock
         return gone
 
     def has(self, place: Place) -> bool:
@@ -93,12 +94,12 @@ class Cluster:
 
     def why_empty(self, now: float) -> str:
         """Why there is no endpoint to call, in words."""
-        said = "".join(f"; {warning}" for warning in self.warnings)
+        said = f" ({'; '.join(self.warnings)})" if self.warnings else ""
         if not self.is_known:
             return f"its endpoints are not known yet{said}"
         if self._nodes:
             return "no endpoint is to be called now"
-        return f"{self._source or 'its resolver'} has no endpoint for it, as of {now - self._known_at:.0f} s ago{said}"
+        return f"it has no endpoint, as of {now - self._known_at:.0f} s ago{said or f' ({self.source})'}"
 
     def record(self, node: Node, permit: int, success: bool | None, now: float) -> None:
         """Tell a node's breaker a verdict. Under the lock."""
@@ -132,8 +133,8 @@ class Cluster:
                 in_flight=sum(node.in_flight for node in nodes),
                 panic=False,
                 budget_tokens=self.bucket.tokens,
-                source=self._source,
-                age=now - self._known_at,
+                source=self.source,
+                age=now - self._known_at if self.is_known else None,
                 warnings=self.warnings,
             )
 

@@ -22,8 +22,11 @@ CONFIRMATIONS = 2
 DOUBT = 30.0
 """Seconds after which one repetition is enough."""
 
-DOUBT_EVERY = 2.0
-"""Seconds from one doubted answer to the next question."""
+DOUBT_EVERY = 5.0
+"""Seconds from one doubted answer to the next question: instances need some time to register anew."""
+
+FIRST_DOUBT_EVERY = 1.0
+"""The same while there is nothing to lose, and calls wait."""
 
 SHORTEST, LONGEST = 0.1, 10.0
 """Seconds from an error to the next question, at the least and at the most."""
@@ -94,7 +97,8 @@ class LastGood:
             longest = min(LONGEST, max(5 * SHORTEST, (now - self.failing_since) / HASTE))
             return SHORTEST + (longest - SHORTEST) * rng.random()
         if self._doubted_since is not None:
-            return DOUBT_EVERY * (1 - SPREAD * rng.random())
+            every = FIRST_DOUBT_EVERY if self.known_at is None else DOUBT_EVERY
+            return every * (1 - SPREAD * rng.random())
         return 0.0 if ttl is None else ttl * (1 - SPREAD * rng.random())
 
     def _is_doubtful(self, now: float) -> bool:

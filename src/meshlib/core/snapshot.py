@@ -61,7 +61,8 @@ class ServiceSnapshot:
         panic: whether breakers are ignored because too few nodes are healthy.
         budget_tokens: what is left of the retry budget.
         source: where the endpoints come from.
-        age: seconds since the resolver last confirmed them; of several resolvers or names, the longest.
+        age: seconds since the resolver last confirmed them; of several resolvers or names, the longest; None before the
+            first answer.
         warnings: what is wrong now with finding the endpoints, or with the settings in the light of the traffic.
     """
 
@@ -71,7 +72,7 @@ class ServiceSnapshot:
     panic: bool
     budget_tokens: float
     source: str
-    age: float
+    age: float | None
     warnings: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:

@@ -175,7 +175,7 @@ class Consul:
         found = self._found_in(answer)
         warnings = [*seen.warnings(), *found.warnings()]
         if not found.endpoints and not answer.had_token:
-            warnings.append("Consul lists no instances; without a token that may see them, it never does")
+            warnings.append("no instances, and no token was sent: with ACLs, Consul shows nothing without one")
         # The server that waits for changes is not the one that knows them, so there is nothing to wait with.
         may_wait = not self.is_query and not is_old
         index = seen.index if may_wait and seen.index >= asked_for else 0

@@ -25,6 +25,9 @@ TOKEN_HINT = (
 )
 
 _SECRETS = {"token", "secret", "password", "acl_token", "x-consul-token", "http_token", "secretid", "secret_id"}
+_HAS_SECRET = re.compile(r"[^a-z_](token|secret|password)=", re.IGNORECASE)
+"""Wherever it stands: a '?' may be missing, or a ';' or another '?' stand for '&'."""
+
 _WORD = re.compile(r"[a-z_-]{1,20}\Z", re.IGNORECASE)
 _DECIMAL = re.compile(r"[0-9]{1,6}(\.[0-9]{1,6})?\Z")
 _SCHEMES = {"consul": "http", "consul+https": "https"}
@@ -72,7 +75,7 @@ def _split(url: str) -> SplitResult:
         raise refused(["must have an address before the path; an IPv6 address stands in brackets"]) from None
     if parts.scheme not in _SCHEMES:
         raise refused(["must begin with consul:// or consul+https://"])
-    if "@" in parts.netloc:
+    if "@" in parts.netloc or _HAS_SECRET.search(url):
         raise refused([TOKEN_HINT])
     if "#" in url:
         raise refused(["must have no fragment: a '#' in a value is written %23"])

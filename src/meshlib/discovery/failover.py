@@ -18,7 +18,7 @@ from meshlib.validation import ConfigError, Fault
 
 EXAMPLE = "for example 'failover:consul://127.0.0.1:8500/orders|static:10.0.0.1:8080'"
 
-TTL = 10.0
+TTL = 5.0
 """Seconds after which a part that waits for news is asked again by hand: here nobody waits for one of several."""
 
 

@@ -74,14 +74,16 @@ class Feed:
         try:
             for part in parts_of(self._resolver):
                 self._parts.append(self._watches.follow(part, self._service.name, stir))
+            patience = EVERY
             while True:
                 try:
-                    await asyncio.wait_for(self._stirred.wait(), LOOK)
+                    await asyncio.wait_for(self._stirred.wait(), patience)
                 except TimeoutError:
                     pass  # nothing new, but older
                 self._stirred.clear()
                 found = self._membership()
                 self._tell(found)
+                patience = EVERY if found.endpoints is None else LOOK
                 if found.endpoints is not None:
                     await asyncio.sleep(EVERY)
         finally:
@@ -95,8 +97,18 @@ class Feed:
         endpoints = None if answers is None else self._addresses(_merged(answers), now)
         watches = [*self._parts, *self._names.values()]
         known = [watch.last_good.known_at for watch in watches if watch.last_good.known_at is not None]
-        said = [f"{each.source}: {words}" for each in watches for words in (*each.warnings, each.complaint) if words]
+        said = [f"{each.source}: {words}" for each in watches for words in self._said_of(each, now)]
         return Membership(endpoints, min(known, default=now), tuple(said))
+
+    def _said_of(self, watch: Watch, now: float) -> list[str]:
+        """What people should know of a resolver's answers."""
+        said = [words for words in (*watch.warnings, watch.complaint) if words]
+        last, max_stale = watch.last_good, self._service.max_stale
+        if last.known_at is None and not said:
+            said.append("no answer yet")
+        elif last.known_at is not None and last.endpoints and not last.current(now, max_stale):
+            said.append(f"its last answer is too old, {now - last.known_at:.0f} s (max_stale={max_stale:g})")
+        return said
 
     def _answers(self, now: float) -> list[tuple[Endpoint, ...]] | None:
         """The set of each resolver; None if it is too early to tell, since one that is preferred has not spoken."""

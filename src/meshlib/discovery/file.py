@@ -56,7 +56,7 @@ class File:
             raise ConfigError([Fault("resolver", f"must be a path, {EXAMPLE}, got {path!r}")])
         if Path(path).suffix not in (".toml", ".json"):
             raise ConfigError(
-                [Fault("resolver", f"must be a file that ends in .toml or .json, {EXAMPLE}, got {path!r}")]
+                [Fault("resolver", f"must be a file that ends in .toml or .json, {EXAMPLE}, got {_shown(path)!r}")]
             )
         try:
             self.path = Path(path).expanduser().absolute()
@@ -239,6 +239,10 @@ def _kind(value: Any) -> str:
     if isinstance(value, dict):
         return "a table"
     return "a list" if isinstance(value, list) else repr(value)
+
+
+def _shown(path: str | os.PathLike[str]) -> str:
+    return os.fspath(path).rpartition("@")[2]  # it may be another URL, with credentials
 
 
 def _brief(text: str) -> str:

@@ -24,8 +24,13 @@ if TYPE_CHECKING:
 PACE = 1.0
 """Seconds for one question on the average; one that waits for news may be followed by another at once."""
 
+PATIENCE = 2.0
+"""Seconds that a preferred resolver may be silent before others of a failover are listened to."""
+
 BURST = 2
 """Questions that may be asked at once by a resolver that waits for news; by one that polls, one."""
+
+LONGEST_COMPLAINT = 500
 
 logger = logging.getLogger("meshlib.discovery")
 
@@ -63,11 +68,13 @@ class Watch:
         self._previous: Resolution | None = None
         self._pace = Pace()
         self._said: set[str] = set()
+        self._began_at = clock()
 
     @property
     def has_spoken(self) -> bool:
-        """Whether it has had its say: an answer that is believed, or an error."""
-        return self.last_good.known_at is not None or bool(self.complaint)
+        """Whether it has had its say: an answer that is believed, an error, or silence for too long."""
+        is_late = self._clock() - self._began_at > PATIENCE
+        return self.last_good.known_at is not None or bool(self.complaint) or is_late
 
     async def run(self) -> None:
         """Ask for ever, or until the task is cancelled, which a resolver may have swallowed."""
@@ -111,7 +118,7 @@ class Watch:
     def _failed(self, error: BaseException) -> None:
         self.last_good.fail(self._clock())
         self._previous = self._to_compare_with()
-        self._complain(f"{type(error).__name__}: {error}"[:300])
+        self._complain(self._words(error)[:LONGEST_COMPLAINT])
 
     def _to_compare_with(self) -> Resolution | None:
         """After trouble: nothing, for a resolver that would wait for something newer and so not answer at once."""
@@ -123,7 +130,13 @@ class Watch:
         self.failures[kind] += 1
         if kind not in self._said:
             self._said.add(kind)
-            logger.warning("%s: %s (said once; the last good answer stays)", self.source, words)
+            stays = "the last good answer stays" if self.last_good.known_at is not None else "there was no answer yet"
+            logger.warning("%s: %s (said once; %s)", self.source, words, stays)
+
+    def _words(self, error: BaseException) -> str:
+        words = str(error).removeprefix(f"{self.source}: ")
+        is_ours = type(error).__module__.partition(".")[0] == "meshlib" and words
+        return words if is_ours else f"{type(error).__name__}: {words}".removesuffix(": ")
 
 
 class Watches:
