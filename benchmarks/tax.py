@@ -1,6 +1,7 @@
 """The tax: what the mesh itself adds to a call, with a transport below it that answers at once and without a network.
 
-Decides what that transport answers. The same httpx client calls it with and without a mesh in between.
+Decides what that transport answers, and who calls it: httpx's client, and a mesh's, which spares itself what httpx does
+about cookies for every answer. A client of httpx's own over the mesh's transport shows what the transport costs alone.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from figure import Figure, microseconds, ratios
 from paired import Contestant, Costs, Sizes, excess, measure, ratio
 from subject import SUBJECT, URL
 from upstream import BODY, check
+
+FOREIGN = "a client of httpx's own over the mesh"
 
 ADDRESSES = [f"127.0.0.1:{port}" for port in (1, 2, 3)]
 
@@ -31,20 +34,29 @@ class Null(httpx.BaseTransport, httpx.AsyncBaseTransport):
 def figures(sizes: Sizes) -> Iterator[Figure]:
     """Microseconds per call, and what they are beside the plain call, which says how fast the machine is."""
     mesh = SUBJECT.mesh(ADDRESSES, inner=lambda endpoint: Null())
-    with httpx.Client(transport=Null(), trust_env=False) as client, mesh.client() as through:
-        costs = measure([_sync(PLAIN, client), _sync(MESHED, through)], sizes)
+    with (
+        httpx.Client(transport=Null(), trust_env=False) as client,
+        mesh.client() as through,
+        httpx.Client(transport=mesh.transport(), trust_env=False, timeout=None) as foreign,
+    ):
+        costs = measure([_sync(PLAIN, client), _sync(MESHED, through), _sync(FOREIGN, foreign)], sizes)
     yield from _told("sync", costs)
     with asyncio.Runner() as runner:
-        client, through = httpx.AsyncClient(transport=Null(), trust_env=False), mesh.async_client()
-        costs = measure([_async(PLAIN, client, runner), _async(MESHED, through, runner)], sizes)
-        for each in (client, through):
-            runner.run(each.aclose())
+        clients = {
+            PLAIN: httpx.AsyncClient(transport=Null(), trust_env=False),
+            MESHED: mesh.async_client(),
+            FOREIGN: httpx.AsyncClient(transport=mesh.async_transport(), trust_env=False, timeout=None),
+        }
+        costs = measure([_async(name, client, runner) for name, client in clients.items()], sizes)
+        for client in clients.values():
+            runner.run(client.aclose())
     yield from _told("async", costs)
 
 
 def _told(colour: str, costs: Costs) -> Iterator[Figure]:
     yield microseconds(f"tax: {colour}", excess(costs, MESHED, PLAIN))
     yield ratios(f"tax: {colour}: meshed / httpx", ratio(costs, MESHED, PLAIN))
+    yield microseconds(f"tax: {colour}: {FOREIGN}", excess(costs, FOREIGN, PLAIN))
 
 
 def _sync(name: str, client: httpx.Client) -> Contestant:

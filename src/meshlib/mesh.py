@@ -111,13 +111,21 @@ class Mesh:
         """
         import httpx
 
-        return httpx.Client(transport=self.transport(), **self._settings(service, kwargs))
+        from meshlib.transport.cookies import spare
+
+        client = httpx.Client(transport=self.transport(), **self._settings(service, kwargs))
+        spare(client)
+        return client
 
     def async_client(self, service: str | None = None, **kwargs: Any) -> httpx.AsyncClient:
         """A plain `httpx.AsyncClient` whose requests go through the mesh; see `client`."""
         import httpx
 
-        return httpx.AsyncClient(transport=self.async_transport(), **self._settings(service, kwargs))
+        from meshlib.transport.cookies import spare
+
+        client = httpx.AsyncClient(transport=self.async_transport(), **self._settings(service, kwargs))
+        spare(client)
+        return client
 
     def transport(self) -> httpx.BaseTransport:
         """A transport for any `httpx.Client`. Its connections are its own; closing the client closes them."""
