@@ -19,7 +19,6 @@ from meshlib.errors import UnknownService
 from meshlib.fork import inherited
 from meshlib.policy import TLS
 from meshlib.service import Service
-from meshlib.transport.draining import Clients
 from meshlib.validation import ConfigError, Fault
 
 if TYPE_CHECKING:
@@ -74,6 +73,7 @@ class Mesh:
         rng: random.Random | None = None,
     ) -> None:
         from meshlib.core.cluster import Cluster
+        from meshlib.transport.draining import Clients
 
         _check(services)
         self._clock = clock

@@ -8,15 +8,17 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import KW_ONLY, dataclass
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from meshlib.core.balance import Balancer
 from meshlib.core.balance.least_request import LeastRequest
-from meshlib.discovery import Resolver, wrong_with
 from meshlib.discovery.static import EXAMPLE, Static
 from meshlib.endpoint import Endpoint
 from meshlib.policy import TLS, Breaker, Connections, Retry, Timeout
 from meshlib.validation import ConfigError, Fault, check, instance, is_host_name, ruled, seconds, whole
+
+if TYPE_CHECKING:
+    from meshlib.discovery.resolver import Resolver
 
 _NAME = re.compile(r"[a-z0-9]([a-z0-9_-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9_-]*[a-z0-9])?)*\Z")
 
@@ -89,6 +91,8 @@ def _resolver(given: Any) -> Resolver:
 
         return resolver_of(given)
     if isinstance(given, type) or hasattr(given, "resolve"):
+        from meshlib.discovery.resolver import wrong_with
+
         if wrong := wrong_with(given):
             raise ConfigError([Fault("resolver", wrong)])
         return cast("Resolver", given)

@@ -16,8 +16,8 @@ from typing import cast
 from meshlib.control import Control
 from meshlib.core.chance import Rng
 from meshlib.core.cluster import Cluster
-from meshlib.discovery import Resolver, source_of
 from meshlib.discovery.feed import Feed, Membership
+from meshlib.discovery.resolver import Resolver, source_of
 from meshlib.discovery.watch import Watches
 from meshlib.endpoint import Place
 from meshlib.errors import ResolveError

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from meshlib.cli.screen import can_draw
-from meshlib.discovery import Resolution
+from meshlib.discovery.resolver import Resolution
 from meshlib.endpoint import Endpoint
 
 HEADINGS = ("place", "priority", "weight", "zone", "metadata")

@@ -17,8 +17,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from meshlib.cli.findings import Finding, shown_as
-from meshlib.discovery import Resolution, Resolver, source_of
 from meshlib.discovery.failover import Failover
+from meshlib.discovery.resolver import Resolution, Resolver, source_of
 from meshlib.discovery.schemes import resolver_of
 from meshlib.errors import ConfigError, ResolveError
 

@@ -14,9 +14,10 @@ from typing import Any, Self
 import dns.exception
 import dns.name
 
-from meshlib.discovery import Resolution, hosts, srv, urls
+from meshlib.discovery import hosts, srv, urls
 from meshlib.discovery.addresses import bounded, look_up
 from meshlib.discovery.nameservers import Answer, Nameservers
+from meshlib.discovery.resolver import Resolution
 from meshlib.discovery.targets import Known, addresses_of
 from meshlib.endpoint import Endpoint
 from meshlib.errors import ResolveError

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from dataclasses import replace
 
-from meshlib.discovery import Resolution, Resolver, source_of, wrong_with
+from meshlib.discovery.resolver import Resolution, Resolver, source_of, wrong_with
 from meshlib.discovery.schemes import resolver_of
 from meshlib.endpoint import Endpoint, Place
 from meshlib.errors import ResolveError

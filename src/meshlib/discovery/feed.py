@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from meshlib.discovery import Resolver
+from meshlib.discovery.resolver import Resolver
 from meshlib.discovery.watch import Watch, Watches
 from meshlib.endpoint import Endpoint, Place
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-from meshlib.discovery import Resolution
+from meshlib.discovery.resolver import Resolution
 from meshlib.endpoint import Endpoint, Place
 from meshlib.errors import ResolveError
 from meshlib.validation import ConfigError, Fault

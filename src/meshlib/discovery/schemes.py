@@ -11,7 +11,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from meshlib import discovery
-from meshlib.discovery import Resolver, wrong_with
+from meshlib.discovery.resolver import Resolver, wrong_with
 from meshlib.endpoint import Endpoint
 from meshlib.validation import ConfigError, Fault
 

@@ -6,11 +6,14 @@ Decides how a list or a `static:` URL is read. It never resolves a name, and ans
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable
+from typing import TYPE_CHECKING
 from urllib.parse import parse_qsl
 
-from meshlib.discovery import Resolution
 from meshlib.endpoint import Endpoint
 from meshlib.validation import ConfigError, Fault
+
+if TYPE_CHECKING:
+    from meshlib.discovery.resolver import Resolution
 
 EXAMPLE = "for example ['10.0.0.1:8080', '10.0.0.2:8080']"
 
@@ -57,6 +60,8 @@ class Static:
 
     async def resolve(self, service: str, previous: Resolution | None) -> Resolution:
         """Answer with the endpoints."""
+        from meshlib.discovery.resolver import Resolution
+
         return Resolution(self.endpoints, TTL)
 
     def __repr__(self) -> str:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from meshlib.core.chance import Rng
 from meshlib.core.last_good import LastGood
-from meshlib.discovery import Resolution, Resolver, source_of
+from meshlib.discovery.resolver import Resolution, Resolver, source_of
 from meshlib.endpoint import Endpoint
 
 if TYPE_CHECKING:
