@@ -59,6 +59,7 @@ class Cluster:
         self.bucket = Bucket(service.retry.budget)
         self.orphans: deque[Attempt] = deque()
         self._nodes: dict[Place, Node] = {}
+        self._published: dict[Place, Endpoint] = {}
         self._source = ""
         self._known_at = 0.0
         self.pending: Pending | None = None
@@ -79,12 +80,12 @@ class Cluster:
         """
         wanted = {endpoint.place: endpoint for endpoint in endpoints}
         with self.lock:
-            self._source, self._known_at, self.is_known = source, now, True
-            if wanted == {place: node.endpoint for place, node in self._nodes.items()}:
-                return []
             gone = [place for place in self._nodes if place not in wanted]
-            self._nodes = {place: self._node(endpoint) for place, endpoint in wanted.items()}
-            self.view = View.build(tuple(self._nodes.values()), self.service, self.rng)
+            if wanted != self._published:
+                nodes = {place: self._node(endpoint) for place, endpoint in wanted.items()}
+                self.view = View.build(tuple(nodes.values()), self.service, self.rng)  # the user's balancer may raise
+                self._nodes, self._published = nodes, wanted
+            self._source, self._known_at, self.is_known = source, now, True
         return gone
 
     def has(self, place: Place) -> bool:
