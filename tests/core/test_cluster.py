@@ -75,6 +75,12 @@ def test_what_a_balancer_refuses_is_not_taken_for_published() -> None:
     assert cluster.publish(second[1:], "test", 3.0) == [("10.0.0.1", 80)]
 
 
+def test_an_error_repeats_a_few_warnings() -> None:
+    cluster = Cluster(Service("orders", ["10.0.0.1:80"]), random.Random(1))
+    cluster.warnings = tuple(f"w{number}" for number in range(9))
+    assert cluster.why_empty(0.0) == "its endpoints are not known yet; w0; w1; w2; w3; w4; and 4 more"
+
+
 def test_a_call_does_not_lose_its_count_when_its_node_is_removed_under_way() -> None:
     stage = Stage(1)
     node, call = stage.nodes[0], stage.call()

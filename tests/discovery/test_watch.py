@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import time
 from typing import Any
 
 import pytest
 from played import Played, until
 
-from meshlib import Endpoint, Mesh, NoEndpoints, Service, report
+from meshlib import Endpoint, Mesh, NoEndpoints, ResolveError, Service, report
 from meshlib.discovery import Resolution, watch
 from meshlib.testing import ManualClock, Upstream
 
@@ -166,6 +167,37 @@ def test_an_error_is_said_once_for_each_kind_and_again_in_the_next_outage(caplog
         "INFO toy: answers again",
     ]
     assert said == one * 2
+
+
+@pytest.mark.usefixtures("hurry")
+def test_T3_an_error_of_somebody_else_s_client_shows_no_secret(caplog: pytest.LogCaptureFixture) -> None:
+    resolver = Played(source="toy:")
+    url = "https://user:PASSWORD@registry.internal:8443/v1/orders?token=SECRET#SECRET"
+    resolver.fail(OSError(f"403 Forbidden for url '{url}'\nsee <{url}>"))
+    with Mesh(Service("orders", resolver)) as mesh, pytest.raises(ResolveError) as caught:
+        mesh.wait_ready(0.2)
+    (said,) = [record.getMessage() for record in caplog.records]
+    shown = "OSError: 403 Forbidden for url 'https://registry.internal:8443/v1/orders' see <https://registry"
+    assert shown in said
+    assert shown in str(caught.value)
+    assert not re.search("PASSWORD|SECRET|\n", said + str(caught.value))
+
+
+@pytest.mark.usefixtures("hurry")
+def test_errors_that_differ_each_time_are_not_all_said(caplog: pytest.LogCaptureFixture) -> None:
+    class Odd:
+        asked = 0
+
+        async def resolve(self, service: str, previous: Resolution | None) -> Resolution:
+            self.asked += 1
+            raise OSError("trace " + "abcdefgh"[self.asked % 8] * self.asked)
+
+    resolver = Odd()
+    with Mesh(Service("orders", resolver)) as mesh:
+        with pytest.raises(ResolveError):
+            mesh.wait_ready(0.1)
+        until(lambda: resolver.asked > 40, 20)
+    assert len(caplog.records) == watch.KINDS
 
 
 def test_D3_a_name_is_asked_for_once_a_second_at_most() -> None:

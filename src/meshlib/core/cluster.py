@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from meshlib.service import Service
 
 
+SHOWN = 5
+"""Warnings that an error repeats; a list may hold a thousand names that cannot be looked up."""
+
+
 class Pending(Protocol):
     """What a call waits for while nobody asks the service's resolver, or there is no answer yet."""
 
@@ -94,7 +98,9 @@ class Cluster:
 
     def why_empty(self, now: float) -> str:
         """Why there is no endpoint to call, in words."""
-        said = "".join(f"; {warning}" for warning in self.warnings)
+        said = "".join(f"; {warning}" for warning in self.warnings[:SHOWN])
+        if (more := len(self.warnings) - SHOWN) > 0:
+            said = f"{said}; and {more} more"
         if not self.is_known:
             return f"its endpoints are not known yet{said}"
         if self._nodes:

@@ -17,6 +17,7 @@ from meshlib.core.chance import Rng
 from meshlib.core.last_good import LastGood
 from meshlib.discovery import Resolution, Resolver, source_of
 from meshlib.endpoint import Endpoint
+from meshlib.errors import ResolveError
 
 if TYPE_CHECKING:
     from meshlib.control import Control
@@ -26,6 +27,11 @@ PACE = 1.0
 
 BURST = 2
 """Questions that may be asked at once by a resolver that waits for news; by one that polls, one."""
+
+KINDS = 20
+"""Kinds of errors that are said in one outage, and counted by name: words may differ each time."""
+
+_URL = re.compile(r"([a-z][a-z0-9+.-]*://)(?:[^\s/@'\"]*@)?([^\s?#'\"]*)[?#]?[^\s'\"]*", re.IGNORECASE)
 
 logger = logging.getLogger("meshlib.discovery")
 
@@ -111,7 +117,7 @@ class Watch:
     def _failed(self, error: BaseException) -> None:
         self.last_good.fail(self._clock())
         self._previous = self._to_compare_with()
-        self._complain(f"{type(error).__name__}: {error}"[:300])
+        self._complain(f"{type(error).__name__}: {_said(error)}"[:300])
 
     def _to_compare_with(self) -> Resolution | None:
         """After trouble: nothing, for a resolver that would wait for something newer and so not answer at once."""
@@ -120,8 +126,8 @@ class Watch:
     def _complain(self, words: str) -> None:
         self.complaint = words
         kind = re.sub(r"[0-9]+", "0", words)
-        self.failures[kind] += 1
-        if kind not in self._said:
+        self.failures[kind if kind in self.failures or len(self.failures) < KINDS else "others"] += 1
+        if kind not in self._said and len(self._said) < KINDS:
             self._said.add(kind)
             logger.warning("%s: %s (said once; the last good answer stays)", self.source, words)
 
@@ -182,6 +188,12 @@ class Pace:
 def _key_of(resolver: Resolver, service: str) -> Hashable:
     key: Hashable = getattr(resolver, "watch_key", None)
     return (id(resolver), service) if key is None else (type(resolver), key)
+
+
+def _said(error: BaseException) -> str:
+    """An error's words on one line; of a URL that is not ours, nothing that could be a secret."""
+    words = " ".join(str(error).split())
+    return words if isinstance(error, ResolveError) else _URL.sub(r"\1\2", words)
 
 
 def _checked(found: object) -> Resolution:
