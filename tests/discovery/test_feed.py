@@ -50,6 +50,15 @@ def _ready(mesh: Mesh) -> bool:
     return True
 
 
+def test_only_a_failover_has_parts() -> None:
+    class Own(Played):
+        parts = ("of", "my", "own")
+
+    with Mesh(Service("orders", Own(A))) as mesh:
+        mesh.wait_ready(5)
+        assert places(mesh) == [A]
+
+
 def test_a_preferred_part_is_waited_for_until_it_has_had_its_say() -> None:
     first, second = Played(A), Played(B)
     first.hangs = True

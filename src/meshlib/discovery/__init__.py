@@ -82,6 +82,10 @@ def wrong_with(resolver: Any) -> str | None:
         return f"must be a resolver URL or an object with 'async def resolve(self, service, previous)', {given}"
     if inspect.isroutine(resolve) and not inspect.iscoroutinefunction(inspect.unwrap(resolve)):
         return f"must be a resolver whose 'resolve' is an 'async def', {given}"
+    try:
+        hash(getattr(resolver, "watch_key", None))
+    except TypeError:
+        return f"must be a resolver whose 'watch_key' is hashable, {given}"
     return None
 
 

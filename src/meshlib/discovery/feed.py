@@ -142,7 +142,9 @@ class Feed:
 
 def parts_of(resolver: Resolver) -> tuple[Resolver, ...]:
     """The resolvers that are watched each on its own: those of a failover, else the resolver itself."""
-    return getattr(resolver, "parts", None) or (resolver,)
+    from meshlib.discovery.failover import Failover
+
+    return resolver.parts if isinstance(resolver, Failover) else (resolver,)
 
 
 def _merged(answers: Sequence[tuple[Endpoint, ...]]) -> Sequence[Endpoint]:
