@@ -75,6 +75,18 @@ def test_what_a_balancer_refuses_is_not_taken_for_published() -> None:
     assert cluster.publish(second[1:], "test", 3.0) == [("10.0.0.1", 80)]
 
 
+def test_calls_go_on_while_a_balancer_prepares() -> None:
+    class Slow(LeastRequest):
+        def prepare(self, nodes: Any, rng: Any) -> Any:
+            held.append(cluster.lock.locked() if nodes else False)
+            return super().prepare(nodes, rng)
+
+    held: list[bool] = []
+    cluster: Cluster = Cluster(Service("orders", ["10.0.0.1:80"], balancer=Slow()), random.Random(1))
+    cluster.publish((Endpoint("10.0.0.1", 80),), "test", 0.0)
+    assert held == [False]
+
+
 def test_an_error_repeats_a_few_warnings() -> None:
     cluster = Cluster(Service("orders", ["10.0.0.1:80"]), random.Random(1))
     cluster.warnings = tuple(f"w{number}" for number in range(9))

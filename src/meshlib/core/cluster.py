@@ -60,6 +60,7 @@ class Cluster:
         self.service = service
         self.rng = rng
         self.lock = Lock()
+        self._publishing = Lock()
         self.bucket = Bucket(service.retry.budget)
         self.orphans: deque[Attempt] = deque()
         self._nodes: dict[Place, Node] = {}
@@ -83,12 +84,20 @@ class Cluster:
             The places that are no longer in it.
         """
         wanted = {endpoint.place: endpoint for endpoint in endpoints}
-        with self.lock:
+        with self._publishing:
             gone = [place for place in self._nodes if place not in wanted]
             if wanted != self._published:
-                nodes = {place: self._node(endpoint) for place, endpoint in wanted.items()}
-                self.view = View.build(tuple(nodes.values()), self.service, self.rng)  # the user's balancer may raise
-                self._nodes, self._published = nodes, wanted
+                nodes = {
+                    place: self._nodes.get(place) or Node(endpoint, self.service.breaker)
+                    for place, endpoint in wanted.items()
+                }
+                with self.lock:
+                    for node, endpoint in zip(nodes.values(), wanted.values(), strict=True):
+                        node.endpoint, node.effective_weight = endpoint, float(endpoint.weight)
+                # A balancer may take long, while calls go on; the user's may raise.
+                view = View.build(tuple(nodes.values()), self.service, self.rng)
+                with self.lock:
+                    self.view, self._nodes, self._published = view, nodes, wanted
             self._source, self._known_at, self.is_known = source, now, True
         return gone
 
@@ -111,11 +120,6 @@ class Cluster:
         """Tell a node's breaker a verdict. Under the lock."""
         node.breaker.record(permit, success, now, self.view.may_eject, self.rng)
 
-    def _node(self, endpoint: Endpoint) -> Node:
-        node = self._nodes.get(endpoint.place) or Node(endpoint, self.service.breaker)
-        node.endpoint, node.effective_weight = endpoint, float(endpoint.weight)
-        return node
-
     def collect_orphans(self) -> None:
         """Count the ends of responses that were garbage-collected. Under the lock."""
         while self.orphans:
@@ -123,7 +127,7 @@ class Cluster:
 
     def forget(self) -> None:
         """After a fork, in the child: nobody holds the lock, and no attempt of the parent's is ours."""
-        self.lock = Lock()
+        self.lock, self._publishing = Lock(), Lock()
         self.orphans.clear()
         for node in self._nodes.values():
             node.forget_open()
