@@ -30,6 +30,7 @@ def test_a_mesh_that_is_not_used_asks_nobody() -> None:
     mesh.client("orders").close()
     time.sleep(0.05)
     assert resolver.asked == []
+    assert mesh.snapshot()["orders"].age == 0.0
 
 
 @pytest.mark.usefixtures("hurry")
@@ -243,6 +244,10 @@ def test_a_resolver_that_answers_something_else_is_told(answer: Any, complaint: 
 
     with Mesh(Service("orders", Wrong())) as mesh, pytest.raises(Exception, match=complaint):
         mesh.wait_ready(0.2)
+
+
+def test_one_warning_is_one() -> None:
+    assert Resolution([], 1.0, warnings="a part is missing").warnings == ("a part is missing",)
 
 
 @pytest.mark.usefixtures("hurry")

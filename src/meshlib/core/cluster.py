@@ -144,7 +144,7 @@ class Cluster:
                 panic=False,
                 budget_tokens=self.bucket.tokens,
                 source=self._source,
-                age=now - self._known_at,
+                age=now - self._known_at if self.is_known else 0.0,
                 warnings=self.warnings,
             )
 

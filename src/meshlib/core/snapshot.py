@@ -61,8 +61,8 @@ class ServiceSnapshot:
         panic: whether breakers are ignored because too few nodes are healthy.
         budget_tokens: what is left of the retry budget.
         source: where the endpoints came from.
-        age: seconds since they came.
-        warnings: what is wrong with the settings in the light of the traffic.
+        age: seconds since they were last confirmed; 0 before they are known.
+        warnings: what people should know of the endpoints and where they come from.
     """
 
     name: str

@@ -41,7 +41,8 @@ class Resolution:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "endpoints", tuple(self.endpoints))
-        object.__setattr__(self, "warnings", tuple(self.warnings))
+        warnings = (self.warnings,) if isinstance(self.warnings, str) else tuple(self.warnings)
+        object.__setattr__(self, "warnings", warnings)
 
 
 @runtime_checkable
