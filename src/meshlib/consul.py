@@ -189,7 +189,9 @@ def _unused() -> ssl.SSLContext:
 
 async def _whole(response: httpx.Response, token: str) -> bytes:
     if encoding := response.headers.get("content-encoding", ""):
-        raise ConsulError(f"Consul's answer is encoded, though none was asked for ({_quoted(encoding.encode(), token)})")
+        raise ConsulError(
+            f"Consul's answer is encoded, though none was asked for ({_quoted(encoding.encode(), token)})"
+        )
     body = bytearray()
     async for piece in response.aiter_raw():
         body += piece
