@@ -11,7 +11,7 @@ import ssl
 import subprocess
 import sys
 from types import MappingProxyType
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -537,6 +537,19 @@ class Blocking:
         raise AssertionError("never called")
 
 
+class Unhashable:
+    watch_key: ClassVar = ["orders"]
+
+    async def resolve(self, service: str, previous: Any) -> Any: ...
+
+
+@dataclasses.dataclass
+class Misspelt:
+    token: str
+
+    async def reslove(self, service: str, previous: Any) -> Any: ...
+
+
 class Own:
     async def resolve(self, service: str, previous: Resolution | None) -> Resolution:
         return Resolution([], 1.0)
@@ -592,6 +605,8 @@ def test_weights_in_a_url_are_one_for_all_or_one_for_each() -> None:
         (["static:10.0.0.1:80", "file:x.toml?a=b"], "resolver[1]: must have no parameters"),
         (Static, "resolver: must be a resolver, Static(...), got the class"),
         (Blocking(), "resolver: must be a resolver whose 'resolve' is an 'async def', got an object of type Blocking"),
+        (Unhashable(), "resolver: must be a resolver whose 'watch_key' is hashable, got an object of type Unhashable"),
+        (Misspelt("SECRET"), "for example ['10.0.0.1:8080', '10.0.0.2:8080'], got an object of type Misspelt"),
         (["10.0.0.1"], "resolver[0]: endpoint: must be 'host:port'"),
         (["10.0.0.1:80", None], "resolver[1]: endpoint: must be 'host:port'"),
         ([["10.0.0.1:80"]], "resolver[0]: endpoint: must be 'host:port'"),

@@ -131,7 +131,7 @@ class ConsulAgent:
         except TimeoutError:
             raise ConsulError(f"no answer from {self} within {timeout:g} s") from None
         except (httpx.TransportError, OSError) as error:  # the oldest httpcore lets errors of TLS through as they are
-            what = ": ".join(filter(None, (type(error).__name__, str(error))))
+            what = ": ".join(filter(None, (type(error).__name__, _quoted(str(error).encode(), token))))
             raise ConsulError(f"no answer from {self} ({what})") from error
         return Answer(_json(body, token), response_headers, had_token=bool(token))
 
@@ -143,7 +143,7 @@ class ConsulAgent:
             if response.status_code != HTTPStatus.OK:
                 words = _quoted(await _start_of(response), token) or _phrase(response.status_code)
                 raise ConsulError(f"Consul answered {response.status_code}: {words}", response.status_code)
-            return response.headers, await _whole(response)
+            return response.headers, await _whole(response, token)
         finally:
             await transport.aclose()
 
@@ -187,9 +187,11 @@ def _unused() -> ssl.SSLContext:
     return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 
 
-async def _whole(response: httpx.Response) -> bytes:
+async def _whole(response: httpx.Response, token: str) -> bytes:
     if encoding := response.headers.get("content-encoding", ""):
-        raise ConsulError(f"Consul's answer is encoded, though none was asked for ({_quoted(encoding.encode())})")
+        raise ConsulError(
+            f"Consul's answer is encoded, though none was asked for ({_quoted(encoding.encode(), token)})"
+        )
     body = bytearray()
     async for piece in response.aiter_raw():
         body += piece

@@ -33,6 +33,9 @@ PATIENCE = 1.0
 SHORTEST, LONGEST = 0.1, 10.0
 """Seconds from a job's failure to its next start: at the least, and at the most."""
 
+DOUBLINGS = 10
+"""Enough from the one to the other; thousands of them make a number that is none."""
+
 logger = logging.getLogger("meshlib.control")
 
 
@@ -119,7 +122,8 @@ class Control:
                 if type(error).__name__ not in said:
                     said.add(type(error).__name__)
                     logger.exception("%s failed; it is started again", name)
-            await asyncio.sleep(SHORTEST + self._rng.random() * (min(LONGEST, SHORTEST * 2**failed) - SHORTEST))
+            longest = min(LONGEST, SHORTEST * 2 ** min(failed, DOUBLINGS))
+            await asyncio.sleep(SHORTEST + self._rng.random() * (longest - SHORTEST))
 
 
 class _Run:

@@ -175,9 +175,11 @@ class Mesh:
 
     async def aclose(self) -> None:
         """See `close`."""
-        if self._control is not None:
-            await self._control.aclose()
-        self.close()
+        try:
+            if self._control is not None:
+                await self._control.aclose()
+        finally:
+            self.close()
 
     def forget(self) -> None:
         """After a fork, in the child; called by itself. What was learned of the endpoints stays."""

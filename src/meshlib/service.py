@@ -98,7 +98,8 @@ def _resolver(given: Any) -> Resolver:
         return cast("Resolver", given)
     if isinstance(given, Iterable):
         return _listed(list(given))
-    raise ConfigError([Fault("resolver", f"must be a list of addresses or a resolver URL, {EXAMPLE}, got {given!r}")])
+    kind = f"an object of type {type(given).__name__}"  # whose repr may show a token
+    raise ConfigError([Fault("resolver", f"must be a list of addresses or a resolver URL, {EXAMPLE}, got {kind}")])
 
 
 def _listed(entries: list[Any]) -> Resolver:

@@ -7,7 +7,7 @@ import gc
 import json
 import random
 import threading
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from scripted import LOST, OK, REFUSED, UNAVAILABLE, Stage, Step, answer, broke
@@ -53,6 +53,44 @@ def test_a_new_view_is_published_whole_and_the_old_one_stays_as_it_was() -> None
     assert [str(node.endpoint) for node in stage.cluster.view.nodes] == ["10.0.0.9:80"]
     with pytest.raises(dataclasses.FrozenInstanceError):
         before.nodes = ()  # type: ignore[misc]
+
+
+def test_what_a_balancer_refuses_is_not_taken_for_published() -> None:
+    class Moody(LeastRequest):
+        moods: ClassVar = [True, False, True, True]
+
+        def prepare(self, nodes: Any, rng: Any) -> Any:
+            if not nodes or self.moods.pop(0):
+                return super().prepare(nodes, rng)
+            raise ValueError("not these")
+
+    cluster = Cluster(Service("orders", ["10.0.0.1:80"], balancer=Moody()), random.Random(1))
+    first, second = (Endpoint("10.0.0.1", 80),), (Endpoint("10.0.0.1", 80, weight=2), Endpoint("10.0.0.2", 80))
+    assert cluster.publish(first, "test", 0.0) == []
+    with pytest.raises(ValueError, match="not these"):
+        cluster.publish(second, "test", 1.0)
+    assert [node.endpoint for node in cluster.view.nodes][1:] == []
+    assert cluster.publish(second, "test", 2.0) == []
+    assert len(cluster.view.nodes) == 2
+    assert cluster.publish(second[1:], "test", 3.0) == [("10.0.0.1", 80)]
+
+
+def test_calls_go_on_while_a_balancer_prepares() -> None:
+    class Slow(LeastRequest):
+        def prepare(self, nodes: Any, rng: Any) -> Any:
+            held.append(cluster.lock.locked() if nodes else False)
+            return super().prepare(nodes, rng)
+
+    held: list[bool] = []
+    cluster: Cluster = Cluster(Service("orders", ["10.0.0.1:80"], balancer=Slow()), random.Random(1))
+    cluster.publish((Endpoint("10.0.0.1", 80),), "test", 0.0)
+    assert held == [False]
+
+
+def test_an_error_repeats_a_few_warnings() -> None:
+    cluster = Cluster(Service("orders", ["10.0.0.1:80"]), random.Random(1))
+    cluster.warnings = tuple(f"w{number}" for number in range(9))
+    assert cluster.why_empty(0.0) == "its endpoints are not known yet; w0; w1; w2; w3; w4; and 4 more"
 
 
 def test_a_call_does_not_lose_its_count_when_its_node_is_removed_under_way() -> None:

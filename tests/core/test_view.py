@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from scripted import OK, PROPERTY, Stage
 
 from meshlib import Breaker, Endpoint, Service
+from meshlib.core.breaker import NodeBreaker
 from meshlib.core.view import View
 
 
@@ -135,6 +136,20 @@ def test_D6_a_level_with_too_few_that_may_be_used_comes_last() -> None:
 
 def test_D6_levels_that_are_all_too_small_keep_their_order() -> None:
     assert order(levels(2, 0, 1, min_healthy=2)) == [2, 3, 1]
+
+
+def test_D6_levels_cost_a_call_nothing_that_grows_with_the_endpoints(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[int] = []
+    looks = NodeBreaker.is_eligible
+
+    def look(breaker: NodeBreaker, now: float) -> bool:
+        looked.append(1)
+        return looks(breaker, now)
+
+    monkeypatch.setattr(NodeBreaker, "is_eligible", look)
+    stage = levels(*[0, 1] * 100, min_healthy=2)
+    next(stage.cluster.view.candidates(stage.clock(), None))
+    assert len(looked) < 10
 
 
 def test_D6_a_call_goes_down_a_level_and_comes_back() -> None:

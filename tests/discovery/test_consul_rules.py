@@ -428,6 +428,8 @@ def test_D4_a_token_is_sent_as_a_header_and_shown_nowhere(
     assert TOKEN not in "".join([repr(got), repr(consul), consul.source, repr(error), caplog.text])
     assert "private-tag" not in consul.source
     assert "private-tag" not in caplog.text
+    for odd in ({"content-encoding": TOKEN}, {"bad name": TOKEN}):
+        assert "***" in str(refusal(Answer(headers=odd)))
 
 
 @pytest.mark.parametrize(

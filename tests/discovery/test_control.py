@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from played import Played, until
 
-from meshlib import Mesh, NoEndpoints, ResolveError, Service
+from meshlib import Mesh, NoEndpoints, ResolveError, Service, control
 from meshlib.control import Control
 from meshlib.testing import Upstream
 
@@ -121,6 +121,51 @@ def test_a_job_that_fails_is_counted_said_once_and_started_again(caplog: pytest.
     assert [record.getMessage() for record in said] == ["the job failed; it is started again"] * 2
     assert {record.exc_info and record.exc_info[0] for record in said} == {ValueError, asyncio.CancelledError}
     assert not control.ensure(), "it is closed"
+
+
+def test_a_job_may_fail_for_hours(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(control, "SHORTEST", 0.0)
+    monkeypatch.setattr(control, "LONGEST", 0.0)
+    runs: list[int] = []
+
+    async def job() -> None:
+        runs.append(1)
+        raise ValueError
+
+    plane = Control(__import__("random").Random(1))
+    plane.starters.append(lambda control: control.supervise("the job", job) and None)
+    plane.ensure()
+    until(lambda: len(runs) > 1100)
+    plane.close()
+
+
+def test_S3_closing_that_is_cancelled_closes_all_the_same(upstream: Upstream) -> None:
+    class Blocking(Played):
+        async def resolve(self, service: str, previous: object) -> object:  # type: ignore[override]
+            if self.hangs:
+                let_go.wait(5)
+            return await super().resolve(service, None)
+
+    let_go = threading.Event()
+    resolver = Blocking(upstream.address)
+    mesh = Mesh(Service("orders", resolver))
+    mesh.wait_ready(5)
+    resolver.hangs = True
+
+    async def close() -> None:
+        task = asyncio.ensure_future(mesh.aclose())
+        await asyncio.sleep(0.1)
+        task.cancel()
+        await asyncio.wait([task])
+
+    time.sleep(0.1)
+    asyncio.run(close())
+    let_go.set()
+    resolver.hangs = False
+    with mesh, mesh.client("orders") as client:
+        assert client.get("/").status_code == 200
+        resolver.say("10.0.0.9:80", upstream.address)
+        until(lambda: len(mesh.snapshot()["orders"].nodes) == 2, what="nobody asks again")
 
 
 SCRIPT = """

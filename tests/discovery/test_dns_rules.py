@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import dns.asyncbackend
 import dns.asyncresolver
@@ -459,6 +460,26 @@ def test_C7_a_question_that_is_cancelled_leaves_nothing(server: ToyDns) -> None:
 
 
 # How they are written
+
+
+def test_many_names_take_few_descriptors(monkeypatch: pytest.MonkeyPatch) -> None:
+    under_way: list[int] = [0]
+
+    async def resolve(*_: object, **__: object) -> Any:
+        under_way.append(under_way[-1] + 1)
+        await asyncio.sleep(0.001)
+        under_way.append(under_way[-1] - 1)
+        raise OSError
+
+    monkeypatch.setattr("dns.asyncresolver.Resolver.resolve", resolve)
+
+    async def main() -> None:
+        names = [Dns(f"n{number}.internal", 80, nameserver="127.0.0.1:9") for number in range(200)]
+        errors = await asyncio.gather(*(name.resolve("orders", None) for name in names), return_exceptions=True)
+        assert {type(error) for error in errors} == {ResolveError}
+
+    asyncio.run(main())
+    assert max(under_way) == nameservers.AT_ONCE
 
 
 def test_D3_one_way_to_write_a_resolver() -> None:

@@ -93,15 +93,6 @@ def test_the_faults_of_all_parts_are_listed_by_their_position() -> None:
             nothing()
 
 
-def test_two_that_ask_the_same_in_the_same_order_share_a_watch() -> None:
-    own = Scripted(Resolution([], 1.0))
-    key = Failover("static:10.0.0.1:1", own).watch_key
-    assert key == Failover("static:10.0.0.1:1", own).watch_key
-    assert hash(key) == hash(Failover("static:10.0.0.1:1", own).watch_key)
-    assert key != Failover(own, "static:10.0.0.1:1").watch_key
-    assert key != Failover("static:10.0.0.1:1", Scripted(Resolution([], 1.0))).watch_key
-
-
 def test_asked_by_hand_it_answers_as_long_as_one_part_does() -> None:
     resolver = Failover(
         Scripted(OSError("unplugged"), "one:"),

@@ -9,7 +9,7 @@ import pytest
 from played import Played, until
 
 from meshlib import Endpoint, Mesh, ResolveError, Service, report
-from meshlib.discovery import Failover, hosts
+from meshlib.discovery import Failover, feed, hosts
 from meshlib.testing import Upstream
 
 pytestmark = pytest.mark.usefixtures("hurry", "no_leaks")
@@ -50,6 +50,15 @@ def _ready(mesh: Mesh) -> bool:
     return True
 
 
+def test_only_a_failover_has_parts() -> None:
+    class Own(Played):
+        parts = ("of", "my", "own")
+
+    with Mesh(Service("orders", Own(A))) as mesh:
+        mesh.wait_ready(5)
+        assert places(mesh) == [A]
+
+
 def test_a_preferred_part_is_waited_for_until_it_has_had_its_say() -> None:
     first, second = Played(A), Played(B)
     first.hangs = True
@@ -61,6 +70,17 @@ def test_a_preferred_part_is_waited_for_until_it_has_had_its_say() -> None:
         mesh.wait_ready(5)
         assert priorities(mesh) == {B: 0}
         first.say(A)
+        until(lambda: priorities(mesh) == {A: 0, B: 1})
+
+
+def test_a_preferred_part_is_not_waited_for_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(feed, "HEAD_START", 0.2)
+    first, second = Played(A), Played(B)
+    first.hangs = True
+    with Mesh(Service("orders", Failover(first, second))) as mesh:
+        mesh.wait_ready(5)
+        assert priorities(mesh) == {B: 0}
+        first.hangs = False
         until(lambda: priorities(mesh) == {A: 0, B: 1})
 
 

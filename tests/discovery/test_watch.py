@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import time
 from typing import Any
 
 import pytest
 from played import Played, until
 
-from meshlib import Endpoint, Mesh, NoEndpoints, Service, report
+from meshlib import Endpoint, Mesh, NoEndpoints, ResolveError, Service, report
 from meshlib.discovery import Resolution, watch
 from meshlib.testing import ManualClock, Upstream
 
@@ -29,6 +30,7 @@ def test_a_mesh_that_is_not_used_asks_nobody() -> None:
     mesh.client("orders").close()
     time.sleep(0.05)
     assert resolver.asked == []
+    assert mesh.snapshot()["orders"].age is None
 
 
 @pytest.mark.usefixtures("hurry")
@@ -169,6 +171,37 @@ def test_an_error_is_said_once_for_each_kind_and_again_in_the_next_outage(caplog
     assert said == one * 2
 
 
+@pytest.mark.usefixtures("hurry")
+def test_T3_an_error_of_somebody_else_s_client_shows_no_secret(caplog: pytest.LogCaptureFixture) -> None:
+    resolver = Played(source="toy:")
+    url = "https://user:PASSWORD@registry.internal:8443/v1/orders?token=SECRET#SECRET"
+    resolver.fail(OSError(f"403 Forbidden for url '{url}'\nsee <{url}>"))
+    with Mesh(Service("orders", resolver)) as mesh, pytest.raises(ResolveError) as caught:
+        mesh.wait_ready(0.2)
+    (said,) = [record.getMessage() for record in caplog.records]
+    shown = "OSError: 403 Forbidden for url 'https://registry.internal:8443/v1/orders' see <https://registry"
+    assert shown in said
+    assert shown in str(caught.value)
+    assert not re.search("PASSWORD|SECRET|\n", said + str(caught.value))
+
+
+@pytest.mark.usefixtures("hurry")
+def test_errors_that_differ_each_time_are_not_all_said(caplog: pytest.LogCaptureFixture) -> None:
+    class Odd:
+        asked = 0
+
+        async def resolve(self, service: str, previous: Resolution | None) -> Resolution:
+            self.asked += 1
+            raise OSError("trace " + "abcdefgh"[self.asked % 8] * self.asked)
+
+    resolver = Odd()
+    with Mesh(Service("orders", resolver)) as mesh:
+        with pytest.raises(ResolveError):
+            mesh.wait_ready(0.1)
+        until(lambda: resolver.asked > 40, 20)
+    assert len(caplog.records) == watch.KINDS
+
+
 def test_D3_a_name_is_asked_for_once_a_second_at_most() -> None:
     resolver = Played(A, ttl=0.01)
     with Mesh(Service("orders", resolver)) as mesh:
@@ -212,6 +245,10 @@ def test_a_resolver_that_answers_something_else_is_told(answer: Any, complaint: 
 
     with Mesh(Service("orders", Wrong())) as mesh, pytest.raises(Exception, match=complaint):
         mesh.wait_ready(0.2)
+
+
+def test_one_warning_is_one() -> None:
+    assert Resolution([], 1.0, warnings="a part is missing").warnings == ("a part is missing",)
 
 
 @pytest.mark.usefixtures("hurry")

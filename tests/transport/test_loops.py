@@ -29,6 +29,25 @@ T = TypeVar("T")
 BOUND = 60.0
 
 
+def test_S3_trio_as_the_guest_of_an_asyncio_loop() -> None:
+    async def guest() -> int:
+        async with mesh_of(upstream).async_client("orders") as client:
+            return (await client.get("/")).status_code + (await client.get("/")).status_code
+
+    async def host() -> int:
+        loop = asyncio.get_running_loop()
+        ended: asyncio.Future[int] = loop.create_future()
+        trio.lowlevel.start_guest_run(
+            guest,
+            run_sync_soon_threadsafe=loop.call_soon_threadsafe,
+            done_callback=lambda outcome: ended.set_result(outcome.unwrap()),
+        )
+        return await asyncio.wait_for(ended, BOUND)
+
+    with upstreams(1) as (upstream,):
+        assert asyncio.run(host()) == 400
+
+
 def wrong_of(client: httpx.Client, who: object, count: int) -> int:
     """Ask for paths of our own; how many answers were to somebody else's."""
     paths = [f"/{who}/{number}" for number in range(count)]

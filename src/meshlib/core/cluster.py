@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from meshlib.service import Service
 
 
+SHOWN = 5
+"""Warnings that an error repeats; a list may hold a thousand names that cannot be looked up."""
+
+
 class Pending(Protocol):
     """What a call waits for while nobody asks the service's resolver, or there is no answer yet."""
 
@@ -57,9 +61,11 @@ class Cluster:
         self.service = service
         self.rng = rng
         self.lock = Lock()
+        self._publishing = Lock()
         self.bucket = Bucket(service.retry.budget)
         self.orphans: deque[Attempt] = deque()
         self._nodes: dict[Place, Node] = {}
+        self._published: dict[Place, Endpoint] = {}
         self.source = ""
         self._known_at = 0.0
         self.pending: Pending | None = None
@@ -79,12 +85,21 @@ class Cluster:
             The places that are no longer in it.
         """
         wanted = {endpoint.place: endpoint for endpoint in endpoints}
-        with self.lock:
-            self.source, self._known_at = source, now
+        with self._publishing:
             gone = [place for place in self._nodes if place not in wanted]
-            if wanted != {place: node.endpoint for place, node in self._nodes.items()}:
-                self._nodes = {place: self._node(endpoint) for place, endpoint in wanted.items()}
-                self.view = View.build(tuple(self._nodes.values()), self.service, self.rng)
+            if wanted != self._published:
+                nodes = {
+                    place: self._nodes.get(place) or Node(endpoint, self.service.breaker)
+                    for place, endpoint in wanted.items()
+                }
+                with self.lock:
+                    for node, endpoint in zip(nodes.values(), wanted.values(), strict=True):
+                        node.endpoint, node.effective_weight = endpoint, float(endpoint.weight)
+                # A balancer may take long, while calls go on; the user's may raise.
+                view = View.build(tuple(nodes.values()), self.service, self.rng)
+                with self.lock:
+                    self.view, self._nodes, self._published = view, nodes, wanted
+            self.source, self._known_at = source, now
             self.is_known = True  # now that the view is there: who waits for this looks without the lock
         return gone
 
@@ -94,7 +109,10 @@ class Cluster:
 
     def why_empty(self, now: float) -> str:
         """Why there is no endpoint to call, in words."""
-        said = f" ({'; '.join(self.warnings)})" if self.warnings else ""
+        said = "; ".join(self.warnings[:SHOWN])
+        if (more := len(self.warnings) - SHOWN) > 0:
+            said = f"{said}; and {more} more"
+        said = f" ({said})" if said else ""
         if not self.is_known:
             return f"its endpoints are not known yet{said}"
         if self._nodes:
@@ -105,11 +123,6 @@ class Cluster:
         """Tell a node's breaker a verdict. Under the lock."""
         node.breaker.record(permit, success, now, self.view.may_eject, self.rng)
 
-    def _node(self, endpoint: Endpoint) -> Node:
-        node = self._nodes.get(endpoint.place) or Node(endpoint, self.service.breaker)
-        node.endpoint, node.effective_weight = endpoint, float(endpoint.weight)
-        return node
-
     def collect_orphans(self) -> None:
         """Count the ends of responses that were garbage-collected. Under the lock."""
         while self.orphans:
@@ -117,7 +130,7 @@ class Cluster:
 
     def forget(self) -> None:
         """After a fork, in the child: nobody holds the lock, and no attempt of the parent's is ours."""
-        self.lock = Lock()
+        self.lock, self._publishing = Lock(), Lock()
         self.orphans.clear()
         for node in self._nodes.values():
             node.forget_open()

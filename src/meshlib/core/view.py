@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
 
 from meshlib.core.balance import Candidates
@@ -69,10 +70,19 @@ def _in_order(levels: Sequence[Level], min_healthy: int) -> Candidates:
     """One level after the other; those with fewer than `min_healthy` nodes that may be used come last (rule D6)."""
 
     def candidates(now: float, key: str | None) -> Iterator[Node]:
-        short = [sum(node.breaker.is_eligible(now) for node in level.nodes) < min_healthy for level in levels]
-        for wanted in (False, True):
-            for level, is_short in zip(levels, short, strict=True):
-                if is_short is wanted:
-                    yield from level.candidates(now, key)
+        short: list[Level] = []
+        for level in levels:
+            if _is_short(level, min_healthy, now):
+                short.append(level)
+            else:
+                yield from level.candidates(now, key)
+        for level in short:
+            yield from level.candidates(now, key)
 
     return candidates
+
+
+def _is_short(level: Level, min_healthy: int, now: float) -> bool:
+    """Whether it has too few nodes that may be used; the first ones tell it as a rule, however many there are."""
+    healthy = (node for node in level.nodes if node.breaker.is_eligible(now))
+    return sum(1 for _ in islice(healthy, min_healthy)) < min_healthy

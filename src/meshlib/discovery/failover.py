@@ -7,7 +7,7 @@ them together with `merged`; its own `resolve` is for those who ask by hand.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 from meshlib.discovery.resolver import Resolution, Resolver, source_of, wrong_with
@@ -66,11 +66,6 @@ class Failover:
     def source(self) -> str:
         """Where the answers come from, for people."""
         return f"failover:{'|'.join(map(source_of, self.parts))}"
-
-    @property
-    def watch_key(self) -> Hashable:
-        """Equal for two that ask the same, in the same order."""
-        return ("failover", *(getattr(part, "watch_key", id(part)) for part in self.parts))
 
     async def resolve(self, service: str, previous: Resolution | None) -> Resolution:
         """Ask all parts at once; those that fail are named in the warnings, as long as one answers.

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 EVERY = 0.5
 """Seconds from one publication to the next, at the least."""
 
+HEAD_START = 3.0
+"""Seconds that a preferred resolver has for its first answer, before the answers of the others are taken."""
+
 LOOK = 10.0
 """Seconds after which the age of what is in force is looked at, at the latest."""
 
@@ -67,10 +70,14 @@ class Feed:
         self._parts: list[Watch] = []
         self._names: dict[Place, Watch] = {}
         self._stirred = asyncio.Event()
+        self._patient_until = 0.0
 
     async def run(self) -> None:
         """Follow for ever."""
         stir = self._stirred.set
+        loop = asyncio.get_running_loop()
+        self._patient_until = loop.time() + HEAD_START
+        loop.call_at(self._patient_until, stir)
         try:
             for part in parts_of(self._resolver):
                 self._parts.append(self._watches.follow(part, self._service.name, stir))
@@ -113,8 +120,9 @@ class Feed:
     def _answers(self, now: float) -> list[tuple[Endpoint, ...]] | None:
         """The set of each resolver; None if it is too early to tell, since one that is preferred has not spoken."""
         answers: list[tuple[Endpoint, ...]] = []
+        is_early = asyncio.get_running_loop().time() < self._patient_until
         for watch in self._parts:
-            if not watch.has_spoken and not any(answers):
+            if is_early and not watch.has_spoken and not any(answers):
                 return None
             answers.append(watch.last_good.current(now, self._service.max_stale))
         is_known = any(answers) or all(watch.last_good.known_at is not None for watch in self._parts)
@@ -146,7 +154,9 @@ class Feed:
 
 def parts_of(resolver: Resolver) -> tuple[Resolver, ...]:
     """The resolvers that are watched each on its own: those of a failover, else the resolver itself."""
-    return getattr(resolver, "parts", None) or (resolver,)
+    from meshlib.discovery.failover import Failover
+
+    return resolver.parts if isinstance(resolver, Failover) else (resolver,)
 
 
 def _merged(answers: Sequence[tuple[Endpoint, ...]]) -> Sequence[Endpoint]:

@@ -11,6 +11,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import dns.asyncbackend
 import dns.asyncresolver
@@ -39,6 +40,9 @@ PAYLOAD = 1232
 """Bytes of an answer by UDP: what goes through every network in one piece."""
 
 CONFIGURATION = "/etc/resolv.conf"
+
+AT_ONCE = 64
+"""Questions under way to the same nameservers: each takes a file descriptor of the application's."""
 
 LONGEST_CHAIN = 8
 """Aliases that lead from one nameserver's answer to a further question."""
@@ -69,6 +73,7 @@ class Nameservers:
     def __init__(self, given: Sequence[tuple[str, int]], *, tcp: bool) -> None:
         self._tcp = tcp
         self._search = not given
+        self._room = _room(tuple(given))
         try:
             self._resolver = dns.asyncresolver.Resolver(CONFIGURATION, configure=self._search)
         except (dns.exception.DNSException, ValueError) as error:
@@ -101,7 +106,7 @@ class Nameservers:
     async def _query(self, name: dns.name.Name, kind: str) -> dns.resolver.Answer:
         try:
             # dnspython bounds itself by the time of day, which may be set back.
-            async with asyncio.timeout(LIFETIME + PAUSE):
+            async with self._room, asyncio.timeout(LIFETIME + PAUSE):
                 return await self._resolver.resolve(
                     name,
                     kind,
@@ -133,6 +138,14 @@ class Nameservers:
             _place(str(each), each.answer_port()) if isinstance(each, Nameserver) else str(each)
             for each in self._resolver.nameservers
         )
+
+
+_rooms: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[object, asyncio.Semaphore]] = WeakKeyDictionary()
+
+
+def _room(given: tuple[tuple[str, int], ...]) -> asyncio.Semaphore:
+    """Where the questions of the running loop to these nameservers find room."""
+    return _rooms.setdefault(asyncio.get_running_loop(), {}).setdefault(given, asyncio.Semaphore(AT_ONCE))
 
 
 def _says_none(found: dns.resolver.Answer) -> bool:

@@ -18,8 +18,8 @@ class Resolution:
 
     Args:
         endpoints: all of them; a host may be a name, which is then looked up in the DNS.
-        ttl: seconds after which to ask again, at least 1; None to ask again at once, for a resolver that then waits
-            until there is something newer.
+        ttl: seconds after which to ask again; None to ask again at once, for a resolver that then waits until there is
+            something newer.
         index: whatever the resolver wants to find in `previous` when it is asked again.
         warnings: what people should know of this answer: that it may be old, that a part of it was left out.
     """
@@ -31,7 +31,8 @@ class Resolution:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "endpoints", tuple(self.endpoints))
-        object.__setattr__(self, "warnings", tuple(self.warnings))
+        warnings = (self.warnings,) if isinstance(self.warnings, str) else tuple(self.warnings)
+        object.__setattr__(self, "warnings", warnings)
 
 
 @runtime_checkable
@@ -72,4 +73,8 @@ def wrong_with(resolver: Any) -> str | None:
         return f"must be a resolver URL or an object with 'async def resolve(self, service, previous)', {given}"
     if inspect.isroutine(resolve) and not inspect.iscoroutinefunction(inspect.unwrap(resolve)):
         return f"must be a resolver whose 'resolve' is an 'async def', {given}"
+    try:
+        hash(getattr(resolver, "watch_key", None))
+    except TypeError:
+        return f"must be a resolver whose 'watch_key' is hashable, {given}"
     return None

@@ -17,6 +17,7 @@ from meshlib.core.chance import Rng
 from meshlib.core.last_good import LastGood
 from meshlib.discovery.resolver import Resolution, Resolver, source_of
 from meshlib.endpoint import Endpoint
+from meshlib.errors import ResolveError
 
 if TYPE_CHECKING:
     from meshlib.control import Control
@@ -24,13 +25,15 @@ if TYPE_CHECKING:
 PACE = 1.0
 """Seconds for one question on the average; one that waits for news may be followed by another at once."""
 
-PATIENCE = 2.0
-"""Seconds that a preferred resolver may be silent before others of a failover are listened to."""
-
 BURST = 2
 """Questions that may be asked at once by a resolver that waits for news; by one that polls, one."""
 
 LONGEST_COMPLAINT = 500
+
+KINDS = 20
+"""Kinds of errors that are said in one outage, and counted by name: words may differ each time."""
+
+_URL = re.compile(r"([a-z][a-z0-9+.-]*://)(?:[^\s/@'\"]*@)?([^\s?#'\"]*)[?#]?[^\s'\"]*", re.IGNORECASE)
 
 logger = logging.getLogger("meshlib.discovery")
 
@@ -68,13 +71,11 @@ class Watch:
         self._previous: Resolution | None = None
         self._pace = Pace()
         self._said: set[str] = set()
-        self._began_at = clock()
 
     @property
     def has_spoken(self) -> bool:
-        """Whether it has had its say: an answer that is believed, an error, or silence for too long."""
-        is_late = self._clock() - self._began_at > PATIENCE
-        return self.last_good.known_at is not None or bool(self.complaint) or is_late
+        """Whether it has had its say: an answer that is believed, or an error."""
+        return self.last_good.known_at is not None or bool(self.complaint)
 
     async def run(self) -> None:
         """Ask for ever, or until the task is cancelled, which a resolver may have swallowed."""
@@ -127,14 +128,14 @@ class Watch:
     def _complain(self, words: str) -> None:
         self.complaint = words
         kind = re.sub(r"[0-9]+", "0", words)
-        self.failures[kind] += 1
-        if kind not in self._said:
+        self.failures[kind if kind in self.failures or len(self.failures) < KINDS else "others"] += 1
+        if kind not in self._said and len(self._said) < KINDS:
             self._said.add(kind)
             stays = "the last good answer stays" if self.last_good.known_at is not None else "there was no answer yet"
             logger.warning("%s: %s (said once; %s)", self.source, words, stays)
 
     def _words(self, error: BaseException) -> str:
-        words = str(error).removeprefix(f"{self.source}: ")
+        words = _said(error).removeprefix(f"{self.source}: ")
         is_ours = type(error).__module__.partition(".")[0] == "meshlib" and words
         return words if is_ours else f"{type(error).__name__}: {words}".removesuffix(": ")
 
@@ -195,6 +196,12 @@ class Pace:
 def _key_of(resolver: Resolver, service: str) -> Hashable:
     key: Hashable = getattr(resolver, "watch_key", None)
     return (id(resolver), service) if key is None else (type(resolver), key)
+
+
+def _said(error: BaseException) -> str:
+    """An error's words on one line; of a URL that is not ours, nothing that could be a secret."""
+    words = " ".join(str(error).split())
+    return words if isinstance(error, ResolveError) else _URL.sub(r"\1\2", words)
 
 
 def _checked(found: object) -> Resolution:

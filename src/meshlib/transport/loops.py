@@ -56,9 +56,11 @@ loops = Loops()
 def running_loop() -> object:
     """The event loop of the caller, whichever library runs it."""
     try:
-        return asyncio.get_running_loop()
+        loop = asyncio.get_running_loop()
     except RuntimeError:
         return anyio.lowlevel.current_token()
+    # trio may be a guest of asyncio's loop; then it runs in none of its tasks.
+    return loop if asyncio.current_task(loop) is not None else anyio.lowlevel.current_token()
 
 
 def on_asyncio(loop: object) -> bool:
