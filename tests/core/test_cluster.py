@@ -90,7 +90,7 @@ def test_calls_go_on_while_a_balancer_prepares() -> None:
 def test_an_error_repeats_a_few_warnings() -> None:
     cluster = Cluster(Service("orders", ["10.0.0.1:80"]), random.Random(1))
     cluster.warnings = tuple(f"w{number}" for number in range(9))
-    assert cluster.why_empty(0.0) == "its endpoints are not known yet; w0; w1; w2; w3; w4; and 4 more"
+    assert cluster.why_empty(0.0) == "its endpoints are not known yet (w0; w1; w2; w3; w4; and 4 more)"
 
 
 def test_a_call_does_not_lose_its_count_when_its_node_is_removed_under_way() -> None:

@@ -43,7 +43,7 @@ def test_D1_or_once_after_half_a_minute() -> None:
 
 
 @pytest.mark.parametrize("between", ["answer", "error"])
-def test_D1_only_an_answer_with_endpoints_ends_the_doubt(between: str) -> None:
+def test_D1_doubt_begins_anew_after_an_answer_and_after_an_error(between: str) -> None:
     state = known()
     assert not state.answer((), 1.0)
     assert not state.answer((), 2.0)
@@ -51,7 +51,7 @@ def test_D1_only_an_answer_with_endpoints_ends_the_doubt(between: str) -> None:
         assert state.answer(SET, 3.0)
     else:
         state.fail(3.0)
-    assert state.answer((), 4.0) == (between == "error")
+    assert [state.answer((), now) for now in (4.0, 5.0, 6.0)] == [False, False, True]
 
 
 def test_D1_a_first_answer_that_is_empty_is_doubted_as_well() -> None:
@@ -96,8 +96,7 @@ def test_D1_half_a_minute_of_errors_confirms_no_empty_answer() -> None:
     state = known()
     assert not state.answer((), 1.0)
     state.fail(1.0 + DOUBT)
-    assert not state.answer((), 2.0 + DOUBT)
-    assert state.answer((), 3.0 + DOUBT)
+    assert [state.answer((), now + DOUBT) for now in (2.0, 3.0, 4.0)] == [False, False, True]
 
 
 def test_D3_a_time_to_live_is_cut_by_up_to_a_fifth() -> None:

@@ -78,8 +78,7 @@ class LastGood:
         self._holds_until = min(self._holds_until, now)
         if self.failing_since is None:
             self.failing_since = now
-        if self._doubted_since is not None:
-            self._doubted_since = now  # half a minute of errors confirms nothing
+        self._doubted_since, self._doubts = None, 0  # who says "nothing" and fails in turn is not to be believed
 
     def current(self, now: float, max_stale: float) -> tuple[Endpoint, ...]:
         """The set in force; none if it has lacked its confirmation for more than `max_stale` seconds."""
