@@ -40,7 +40,8 @@ def results(path: Path, *arguments: str) -> Any:
 def test_every_figure_of_a_section_is_there(section: str, tmp_path: Path) -> None:
     told = results(tmp_path / "results.json", *TINY, "--only", section)["figures"]
     assert PROMISED[section] <= {figure["name"] for figure in told}
-    assert [figure for figure in told if not figure["value"] > 0] == []
+    # The tax is a difference, and a mesh's client is cheaper than httpx's in some respects.
+    assert [figure for figure in told if not figure["value"] > 0 and figure["name"] not in PROMISED["tax"]] == []
 
 
 def test_every_bar_belongs_to_a_figure_that_is_measured() -> None:
