@@ -661,7 +661,7 @@ def test_how_many_must_be_well_and_how_old_they_may_be(given: dict[str, Any], sa
 @pytest.mark.parametrize("balancer", [None, "round_robin", RoundRobin, 5])
 def test_a_balancer_is_an_object_that_prepares_never_a_string_or_a_class(balancer: Any) -> None:
     assert faults_of(Service, "orders", ONE, balancer=balancer) == [
-        f"services.orders.balancer: must be a balancer, for example LeastRequest(), got {balancer!r}"
+        f"services.orders.balancer: must be a balancer, for example PeakEwma(), got {balancer!r}"
     ]
 
 

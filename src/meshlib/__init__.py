@@ -9,6 +9,7 @@ plain httpx clients. Everything here is public; everything else is the inside.
 """
 
 from meshlib.core.balance.least_request import LeastRequest
+from meshlib.core.balance.peak_ewma import PeakEwma
 from meshlib.core.balance.round_robin import RoundRobin
 from meshlib.core.report import report
 from meshlib.endpoint import Endpoint
@@ -32,6 +33,7 @@ __all__ = [
     "Mesh",
     "MeshError",
     "NoEndpoints",
+    "PeakEwma",
     "ResolveError",
     "Retry",
     "RoundRobin",

@@ -11,7 +11,7 @@ from dataclasses import KW_ONLY, dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 from meshlib.core.balance import Balancer
-from meshlib.core.balance.least_request import LeastRequest
+from meshlib.core.balance.peak_ewma import PeakEwma
 from meshlib.discovery.static import EXAMPLE, Static
 from meshlib.endpoint import Endpoint
 from meshlib.policy import TLS, Breaker, Connections, Retry, Timeout
@@ -31,7 +31,7 @@ class Service:
         name: the host in the URLs that reach it: `orders` in `http://orders/v1/7`. Lower case.
         resolver: where its endpoints come from: a list of `"host:port"` strings and `Endpoint`s; a resolver URL, such
             as `file:endpoints.toml`; a resolver; or a list of these two, the first of which are preferred.
-        balancer: which endpoint is best. Default `LeastRequest()`.
+        balancer: which endpoint is best. Default `PeakEwma()`.
         timeout: how long a call may take.
         retry: when it is tried again.
         breaker: when a node is ejected.
@@ -50,7 +50,7 @@ class Service:
     name: str
     resolver: str | Resolver | Iterable[str | Endpoint | Resolver]
     _: KW_ONLY
-    balancer: Balancer = ruled(lambda value: _balancer(value), default=LeastRequest())
+    balancer: Balancer = ruled(lambda value: _balancer(value), default=PeakEwma())
     timeout: Timeout = ruled(instance(Timeout, "Timeout(total=5.0)"), default=Timeout())
     retry: Retry = ruled(instance(Retry, "Retry(max_attempts=2)"), default=Retry())
     breaker: Breaker = ruled(instance(Breaker, "Breaker(consecutive=3)"), default=Breaker())
@@ -125,7 +125,7 @@ def _bad_name(name: Any) -> str:
 
 def _balancer(value: Any) -> str | None:
     if isinstance(value, type) or not callable(getattr(value, "prepare", None)):
-        return "must be a balancer, for example LeastRequest()"
+        return "must be a balancer, for example PeakEwma()"
     return None
 
 

@@ -83,10 +83,36 @@ def test_an_attempt_that_says_nothing_leaves_no_latency(node: Node) -> None:
 
 def test_a_lower_bound_only_ever_raises_the_latency(node: Node) -> None:
     tried(node, 1000.0, 1.0)
-    node.observe_at_least(0.5, 1010.0)
-    assert node.ewma == pytest.approx(1.0)
-    node.observe_at_least(3.0, 1020.0)
-    assert 1.0 < node.ewma < 3.0
+    node.give_up(0.5, 1010.0)
+    assert (node.ewma, node.usual, len(node.latencies)) == (pytest.approx(1.0), pytest.approx(1.0), 1)
+    node.give_up(3.0, 1020.0)
+    assert (node.ewma, node.usual, len(node.latencies)) == (3.0, pytest.approx(1.0), 2)
+
+
+def test_a_slow_answer_counts_at_once_and_fades(node: Node) -> None:
+    tried(node, 1000.0, 0.1)
+    tried(node, 1000.0 + MEMORY, 2.0)
+    assert node.ewma == 2.0
+    assert 0.1 < node.usual < 2.0
+    tried(node, 1002.0 + 2 * MEMORY, 0.0)
+    assert node.ewma == pytest.approx(2.0 * 0.3679, abs=1e-3), "1/e is left"
+
+
+def test_a_failure_counts_as_its_penalty_and_is_shown_as_it_was() -> None:
+    node = Node(Endpoint("10.0.0.1", 80), Breaker(), decay=5.0, penalty=1.0)
+    tried(node, 1000.0, 0.001, success=False)
+    assert (node.ewma, node.usual, list(node.latencies)) == (1.0, pytest.approx(0.001), [pytest.approx(0.001)])
+    tried(node, 1005.0, 0.001)
+    assert node.ewma == pytest.approx(0.001 + 0.999 * 0.3679, abs=1e-3), "1/e is left after `decay`"
+    tried(node, 1006.0, 4.0, success=False)
+    assert node.ewma == 4.0, "a slow failure counts in full"
+
+
+def test_a_node_that_is_shunned_is_expected_to_be_slow(node: Node) -> None:
+    node.shun(7.0, 1000.0)
+    assert (node.ewma, node.observed_at, node.usual, len(node.latencies)) == (7.0, 1000.0, 0.0, 0)
+    node.shun(3.0, 1001.0)
+    assert node.ewma == 7.0
 
 
 def test_a_bounded_number_of_latencies_is_kept(node: Node) -> None:

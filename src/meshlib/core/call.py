@@ -25,6 +25,9 @@ TIMER_SLACK = 0.002
 
 OK = Outcome.ok  # an enum's member costs more to find than the rest of the line that needs it
 
+LONGEST_SHUN = 10.0
+"""Seconds that balancers take a `Retry-After` for, at most: it is one server's word, and forgotten only slowly."""
+
 LAPSE = 1.0
 """Seconds after its deadline at which an attempt that never reported is taken for lost."""
 
@@ -234,11 +237,13 @@ class Call:
             assert attempt.status is not None
             outcome = outcome_of_status(attempt.status)
         else:
-            outcome = outcome_of_end(end, sent=sent, lasted=attempt.seconds, usual=node.ewma or None)
+            outcome = outcome_of_end(end, sent=sent, lasted=attempt.seconds, usual=node.usual or None)
         verdict = verdict_of(outcome, attempt.status, end)
         node.settle(attempt.number, now, verdict)
         if verdict is None and end is End.deadline:
-            node.observe_at_least(attempt.seconds, now)
+            node.give_up(attempt.seconds, now)
+        elif attempt.retry_after is not None:
+            node.shun(min(attempt.retry_after, LONGEST_SHUN), now)
         self.cluster.record(node, attempt.permit, verdict, now)
         return outcome
 

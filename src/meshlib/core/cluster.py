@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from meshlib.core.budget import Bucket
 from meshlib.core.chance import Rng
-from meshlib.core.node import Node
+from meshlib.core.node import Node, remembering
 from meshlib.core.report import Attempt
 from meshlib.core.snapshot import NodeSnapshot, ServiceSnapshot, quantile
 from meshlib.core.view import View
@@ -89,7 +89,7 @@ class Cluster:
             gone = [place for place in self._nodes if place not in wanted]
             if wanted != self._published:
                 nodes = {
-                    place: self._nodes.get(place) or Node(endpoint, self.service.breaker)
+                    place: self._nodes.get(place) or remembering(endpoint, self.service.breaker, self.service.balancer)
                     for place, endpoint in wanted.items()
                 }
                 with self.lock:

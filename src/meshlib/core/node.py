@@ -15,7 +15,7 @@ from meshlib.endpoint import Endpoint
 from meshlib.policy import Breaker
 
 MEMORY = 10.0
-"""Seconds after which an observation has lost all but 1/e of its weight in `ewma` and `rate`."""
+"""Seconds after which an observation has lost all but 1/e of its weight in `rate`, and in `ewma` as a rule."""
 
 ONE = 1 / MEMORY
 """What one attempt adds to `rate`."""
@@ -33,20 +33,26 @@ class Node:
     Args:
         endpoint: what the resolver says of it.
         breaker: the service's settings.
+        decay: seconds after which an observation has lost all but 1/e of its weight.
+        penalty: seconds that a failure counts for in `ewma`, at least.
 
     Attributes:
         in_flight: attempts whose response has not ended.
         attempts: attempts ever made.
         failures: those that ended badly, or whose body died.
-        ewma: exponentially weighted latency in seconds, 0 until the first answer.
+        ewma: exponentially weighted latency in seconds, 0 until the first answer. It is what balancers go by: a peak
+            counts in full, and failures count as `penalty`.
+        usual: the plain average of what its attempts took, weighted likewise.
+        observed_at: when these were last brought up to date; -inf before the first answer.
         effective_weight: what the view gives the balancer to work with.
         breaker: the state machine.
         inherited: attempts made before the last fork, which are not ours to count.
     """
 
     __slots__ = (
-        "_observed_at",
+        "_decay",
         "_open",
+        "_penalty",
         "_rate",
         "_rated_at",
         "attempts",
@@ -58,9 +64,11 @@ class Node:
         "in_flight",
         "inherited",
         "latencies",
+        "observed_at",
+        "usual",
     )
 
-    def __init__(self, endpoint: Endpoint, breaker: Breaker) -> None:
+    def __init__(self, endpoint: Endpoint, breaker: Breaker, decay: float = MEMORY, penalty: float = 0.0) -> None:
         self.endpoint = endpoint
         self.effective_weight = float(endpoint.weight)
         self.breaker = NodeBreaker(breaker)
@@ -68,10 +76,12 @@ class Node:
         self.in_flight = 0
         self.attempts = 0
         self.failures = 0
-        self.ewma = 0.0
+        self.ewma = self.usual = 0.0
+        self.observed_at = -inf
         self.latencies: deque[float] = deque(maxlen=REMEMBERED)
         self._open: dict[int, float] = {}
-        self._observed_at = -inf
+        self._decay = decay
+        self._penalty = penalty
         self._rate = 0.0
         self._rated_at = -inf
 
@@ -95,14 +105,27 @@ class Node:
         seconds = now - self._open.pop(number, now)
         if success is None:
             return
-        self._observe(seconds, now)
+        keep = exp((self.observed_at - now) / self._decay)
+        self.observed_at = now
+        self.latencies.append(seconds)
+        self.usual = seconds + (self.usual - seconds) * keep
         if not success:
             self.failures += 1
+            if seconds < self._penalty:
+                seconds = self._penalty
+        self.ewma = seconds if seconds > self.ewma else seconds + (self.ewma - seconds) * keep
 
-    def observe_at_least(self, seconds: float, now: float) -> None:
+    def give_up(self, seconds: float, now: float) -> None:
         """An attempt was given up after `seconds`: its latency would have been that or more."""
+        if seconds > self.usual:
+            self.latencies.append(seconds)
+            self.usual = self.usual or seconds
+            self.shun(seconds, now)
+
+    def shun(self, seconds: float, now: float) -> None:
+        """A call is expected to take `seconds` at least."""
         if seconds > self.ewma:
-            self._observe(seconds, now)
+            self.ewma, self.observed_at = seconds, now
 
     def finish(self) -> None:
         """The attempt's response has ended."""
@@ -122,7 +145,7 @@ class Node:
         """Attempts per second of late."""
         return self._rate * exp((self._rated_at - now) / MEMORY)
 
-    def _observe(self, seconds: float, now: float) -> None:
-        self.ewma = seconds + (self.ewma - seconds) * exp((self._observed_at - now) / MEMORY)
-        self._observed_at = now
-        self.latencies.append(seconds)
+
+def remembering(endpoint: Endpoint, breaker: Breaker, balancer: object) -> Node:
+    """A node that remembers latencies as the balancer wants it, if it says so: by its `decay` and `penalty`."""
+    return Node(endpoint, breaker, getattr(balancer, "decay", MEMORY), getattr(balancer, "penalty", 0.0))
