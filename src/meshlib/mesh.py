@@ -51,6 +51,8 @@ class Mesh:
 
     Args:
         services: the services that may be called.
+        zone: where this process is. Endpoints of the same zone are called before others of their priority, while at
+            least half of them may be. Default none: zones do not count.
         inner: makes the transport for an endpoint, in place of meshlib's own connections: an `httpx.BaseTransport` for
             sync clients, an `httpx.AsyncBaseTransport` for async ones, or both in one. It is closed with the client. An
             async one is cancelled at the deadline; a sync one is told the time left as its timeouts, and has to keep
@@ -61,12 +63,14 @@ class Mesh:
         rng: the source of every draw. Default a new `random.Random()`.
 
     Raises:
-        ConfigError: if something is not a service, two have the same name, or a certificate cannot be used.
+        ConfigError: if something is not a service, two have the same name, the zone is not text, or a certificate
+            cannot be used.
     """
 
     def __init__(
         self,
         *services: Service,
+        zone: str = "",
         inner: Callable[[Endpoint], Any] | None = None,
         send_deadline: bool = True,
         clock: Callable[[], float] = time.monotonic,
@@ -75,13 +79,13 @@ class Mesh:
         from meshlib.core.cluster import Cluster
         from meshlib.transport.draining import Clients
 
-        _check(services)
+        _check(services, zone)
         self._clock = clock
         self._inner = inner
         self._send_deadline = send_deadline
         self._rng = rng or random.Random()
         self._is_own_rng = rng is None
-        self._clusters = {service.name: Cluster(service, self._rng) for service in services}
+        self._clusters = {service.name: Cluster(service, self._rng, zone) for service in services}
         self._clients = Clients()
         self._control: Control | None = None
         self._updates: Updates | None = None
@@ -242,8 +246,10 @@ class Mesh:
         return {"timeout": None, "trust_env": False, **kwargs}
 
 
-def _check(services: tuple[Any, ...]) -> None:
+def _check(services: tuple[Any, ...], zone: Any) -> None:
     faults: list[Fault] = []
+    if not isinstance(zone, str):
+        faults.append(Fault("zone", f"must be text, for example 'eu-west-1a', got {zone!r}"))
     names: set[str] = set()
     for position, service in enumerate(services):
         if not isinstance(service, Service):

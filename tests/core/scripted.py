@@ -93,11 +93,11 @@ class Played:
 class Stage:
     """A service with `count` endpoints, 10.0.0.1 and so on, its clock, and its calls played by a script."""
 
-    def __init__(self, count: int = 3, *, rng: Any = None, **service: Any) -> None:
+    def __init__(self, count: int = 3, *, rng: Any = None, zone: str = "", **service: Any) -> None:
         self.clock = ManualClock()
         self.rng = Draws() if rng is None else rng
         endpoints = [f"10.0.0.{position + 1}:80" for position in range(count)]
-        self.cluster = Cluster(Service("orders", endpoints, **{"balancer": InOrder(), **service}), self.rng)
+        self.cluster = Cluster(Service("orders", endpoints, **{"balancer": InOrder(), **service}), self.rng, zone)
         self.publish(*endpoints)
 
     @property

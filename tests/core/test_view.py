@@ -159,3 +159,34 @@ def test_D6_a_call_goes_down_a_level_and_comes_back() -> None:
     stage.clock.advance(2.0)
     assert stage.play([OK]).places == [1], "the probe"
     assert stage.play([OK]).places == [1]
+
+
+def zones(*theirs: str, ours: str = "a", **settings: object) -> Stage:
+    """10.0.0.1 and so on, in these zones."""
+    stage = Stage(1, zone=ours, **settings)
+    stage.publish(*(Endpoint(f"10.0.0.{n + 1}", 80, zone=each) for n, each in enumerate(theirs)))
+    return stage
+
+
+def test_D6_endpoints_of_our_zone_come_first() -> None:
+    assert order(zones("b", "a", "", "a")) == [2, 4, 1, 3]
+    assert order(zones("b", "a", "", "a", ours="")) == [1, 2, 3, 4]
+    assert order(zones("b", "a", ours="c")) == [1, 2]
+    assert order(zones("a", "a")) == [1, 2]
+
+
+def test_D6_a_zone_with_less_than_half_of_its_endpoints_does_not_count() -> None:
+    stage = zones("b", "a", "b", "a", "a", breaker=Breaker(max_ejected=1.0))
+    stage.eject(2)
+    assert order(stage) == [2, 4, 5, 1, 3], "one of three"
+    stage.eject(4)
+    assert order(stage) == [1, 2, 3, 4, 5]
+    stage.clock.advance(3.0)
+    assert order(stage) == [2, 4, 5, 1, 3], "their probes are due"
+
+
+def test_D6_a_priority_counts_more_than_a_zone() -> None:
+    stage = Stage(1, zone="a")
+    spare = Endpoint("10.0.0.1", 80, zone="a", priority=1)
+    stage.publish(spare, Endpoint("10.0.0.2", 80, zone="b"), Endpoint("10.0.0.3", 80, zone="a"))
+    assert order(stage) == [3, 2, 1]

@@ -66,7 +66,7 @@ pairs: tuple[str | Endpoint, ...] = ("10.0.0.1:80", Endpoint.parse("[::1]:80", w
 plain = Service("plain", pairs, scheme="https", host=None)
 lazily = Service("lazily", (f"10.0.0.{number}:80" for number in range(1, 4)))
 written = Service("written", "file:endpoints.toml", min_healthy=2, max_stale=600)
-mesh = Mesh(orders, users, search, clock=time.monotonic, rng=random.Random(1))
+mesh = Mesh(orders, users, search, zone="eu-west-1a", clock=time.monotonic, rng=random.Random(1))
 by_hand = Mesh(orders, clock=ManualClock(), send_deadline=False)
 played = Mesh(orders, inner=lambda endpoint: httpx.MockTransport(lambda request: httpx.Response(200)))
 

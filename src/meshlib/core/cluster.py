@@ -45,6 +45,7 @@ class Cluster:
     Args:
         service: its settings.
         rng: the only source of chance.
+        zone: where this process is; endpoints there are preferred.
 
     Attributes:
         view: what the request path reads, without the lock.
@@ -57,8 +58,9 @@ class Cluster:
             very thread holds the lock, so it appends here and the next call does the counting.
     """
 
-    def __init__(self, service: Service, rng: Rng) -> None:
+    def __init__(self, service: Service, rng: Rng, zone: str = "") -> None:
         self.service = service
+        self._zone = zone
         self.rng = rng
         self.lock = Lock()
         self._publishing = Lock()
@@ -71,7 +73,7 @@ class Cluster:
         self.pending: Pending | None = None
         self.is_known = False
         self.warnings: tuple[str, ...] = ()
-        self.view = View.build((), service, rng)
+        self.view = View.build((), service, rng, zone)
 
     def publish(self, endpoints: Sequence[Endpoint], source: str, now: float) -> list[Place]:
         """Take over a set of endpoints; places that stay keep their node.
@@ -96,7 +98,7 @@ class Cluster:
                     for node, endpoint in zip(nodes.values(), wanted.values(), strict=True):
                         node.endpoint, node.effective_weight = endpoint, float(endpoint.weight)
                 # A balancer may take long, while calls go on; the user's may raise.
-                view = View.build(tuple(nodes.values()), self.service, self.rng)
+                view = View.build(tuple(nodes.values()), self.service, self.rng, self._zone)
                 with self.lock:
                     self.view, self._nodes, self._published = view, nodes, wanted
             self.source, self._known_at = source, now

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from typing import TYPE_CHECKING, NamedTuple
 
-from meshlib.core.balance import Candidates
+from meshlib.core.balance import Balancer, Candidates
 from meshlib.core.chance import Rng
 from meshlib.core.node import Node
 
@@ -36,14 +36,14 @@ class View:
     most_ejected: int
 
     @classmethod
-    def build(cls, nodes: tuple[Node, ...], service: Service, rng: Rng) -> View:
-        """Prepare the service's balancer for these nodes, level by level.
+    def build(cls, nodes: tuple[Node, ...], service: Service, rng: Rng, zone: str = "") -> View:
+        """Prepare the service's balancer for these nodes, level by level, and within a level for `zone` first.
 
         At most the share `max_ejected` of them may be ejected, one always, the last never (rule B3): a caller that
         ejects on local evidence must not send everybody to the survivors.
         """
         balancer, count = service.balancer, len(nodes)
-        levels = [Level(level, balancer.prepare(level, rng)) for level in _by_priority(nodes)]
+        levels = [Level(level, _near_first(level, balancer, rng, zone)) for level in _by_priority(nodes)]
         candidates = levels[0].candidates if len(levels) == 1 else _in_order(levels, service.min_healthy)
         most = min(count - 1, max(1, int(count * service.breaker.max_ejected)))
         return cls(nodes, candidates, type(balancer).__name__, most)
@@ -64,6 +64,27 @@ def _by_priority(nodes: Sequence[Node]) -> list[list[Node]]:
     """The nodes of each priority, the preferred ones first."""
     priorities = sorted({node.endpoint.priority for node in nodes})
     return [[node for node in nodes if node.endpoint.priority == priority] for priority in priorities]
+
+
+def _near_first(nodes: Sequence[Node], balancer: Balancer, rng: Rng, zone: str) -> Candidates:
+    """The balancer's order over a level: the nodes of our zone before the others, while half of them may be used.
+
+    With fewer, what is left of them would have to bear all that comes from the zone: then the zone does not count.
+    """
+    near = [node for node in nodes if zone and node.endpoint.zone == zone]
+    everybody = balancer.prepare(nodes, rng)
+    if not near or len(near) == len(nodes):
+        return everybody
+    own = Level(near, balancer.prepare(near, rng))
+    others = balancer.prepare([node for node in nodes if node.endpoint.zone != zone], rng)
+    enough = -(-len(near) // 2)
+
+    def candidates(now: float, key: str | None) -> Iterator[Node]:
+        if _is_short(own, enough, now):
+            return everybody(now, key)
+        return chain(own.candidates(now, key), others(now, key))
+
+    return candidates
 
 
 def _in_order(levels: Sequence[Level], min_healthy: int) -> Candidates:
