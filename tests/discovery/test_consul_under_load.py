@@ -12,7 +12,7 @@ from played import until
 
 from components.absence import demanded
 from components.consul import Agent, binary, cluster
-from meshlib import Mesh, Service
+from meshlib import Mesh, RoundRobin, Service
 from meshlib.testing import Upstream, upstreams
 
 pytestmark = pytest.mark.component
@@ -30,7 +30,7 @@ def agent(tmp_path: Path) -> Iterator[Agent]:
 
 
 def mesh_over(agent: Agent) -> Mesh:
-    return Mesh(Service("orders", f"consul://{agent.address}/orders"))
+    return Mesh(Service("orders", f"consul://{agent.address}/orders", balancer=RoundRobin()))
 
 
 def places(mesh: Mesh) -> set[str]:

@@ -12,7 +12,7 @@ from load import Answering, Load
 from played import until
 from toy_dns import ToyDns
 
-from meshlib import Mesh, Service
+from meshlib import Mesh, RoundRobin, Service
 from meshlib.discovery import nameservers
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
@@ -41,7 +41,7 @@ def scale(dns: ToyDns, port: int, addresses: list[str], ttl: int = 1) -> None:
 
 
 def mesh_over(dns: ToyDns) -> Mesh:
-    return Mesh(Service("orders", f"dns+srv://{SRV}?nameserver={dns.place}"))
+    return Mesh(Service("orders", f"dns+srv://{SRV}?nameserver={dns.place}", balancer=RoundRobin()))
 
 
 def at_most_one_a_second(dns: ToyDns) -> None:

@@ -106,6 +106,15 @@ class Call:
         attempt.started = now
         attempt.deadline = min(now + self._attempt_timeout, self.deadline)
 
+    def connected(self, attempt: Attempt, now: float) -> None:
+        """The attempt has waited for its connection and has it: what its node is remembered for begins here.
+
+        A new connection costs several times what an answer does, and a place in our own queue says nothing of the node;
+        balancers would avoid whoever was connected to last.
+        """
+        with self.cluster.lock:
+            attempt.node.restart(attempt.number, now)
+
     def settle(
         self,
         attempt: Attempt,

@@ -138,7 +138,7 @@ class Node:
         self._open.clear()
 
     def restart(self, number: int, now: float) -> None:
-        """The attempt's own work begins only now."""
+        """What the attempt takes is counted from now on."""
         self._open[number] = now
 
     def rate(self, now: float) -> float:

@@ -82,9 +82,12 @@ class SyncStacks:
             self.drop(connection)
         if turn is not None:
             connection = self._wait(stack, turn, exchange.slot_timeout, deadline)
+            exchange.connected(attempt, self._clock())
         if connection is None:
-            return self._open(stack, exchange.connect_timeout, deadline)
-        connection.stream.arm(deadline)
+            connection = self._open(stack, exchange.connect_timeout, deadline)
+            exchange.connected(attempt, connection.opened_at)
+        else:
+            connection.stream.arm(deadline)
         return connection
 
     def put(self, connection: Connection) -> None:
@@ -201,9 +204,12 @@ class AsyncStacks:
             stack.drop(connection)
         if connection is None and not stack.reserve():
             connection = await self._wait(stack, exchange.slot_timeout, deadline)
+            exchange.connected(attempt, self._clock())
         if connection is None:
-            return await self._open(loop, stack, exchange.connect_timeout, deadline)
-        connection.stream.arm(deadline)
+            connection = await self._open(loop, stack, exchange.connect_timeout, deadline)
+            exchange.connected(attempt, connection.opened_at)
+        else:
+            connection.stream.arm(deadline)
         return connection
 
     def put(self, connection: AsyncConnection) -> None:

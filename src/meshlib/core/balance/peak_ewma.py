@@ -35,7 +35,7 @@ ASKED = 31
 EVERY = 1.0
 """Seconds after which it is found anew."""
 
-ALIKE = 1.25
+ALIKE = 1.5
 """Idle nodes whose latencies differ by less than this share the calls by weight. Without it a caller that makes one
 call at a time would always go to the node that is faster by a hair."""
 
