@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from threading import Lock
 from typing import TYPE_CHECKING, Protocol
 
+from meshlib.core.balance.hashing import ConsistentHash
 from meshlib.core.budget import Bucket
 from meshlib.core.chance import Rng
 from meshlib.core.node import Node
@@ -48,6 +49,7 @@ class Cluster:
         source: where the endpoints come from, for people.
         is_known: whether there was a first answer, which may have been that there is no endpoint.
         warnings: what people should know of the endpoints and where they come from.
+        keyless: calls that brought no key to a balancer that goes by one.
         bucket: the retry budget.
         orphans: attempts whose response was garbage-collected without being closed. A finalizer may run while this
             very thread holds the lock, so it appends here and the next call does the counting.
@@ -65,10 +67,11 @@ class Cluster:
         self.pending: Pending | None = None
         self.is_known = False
         self.warnings: tuple[str, ...] = ()
+        self.keyless = 0
         self.view = View.build((), service, rng)
 
     def publish(self, endpoints: Sequence[Endpoint], source: str, now: float) -> list[Place]:
-        """Take over a set of endpoints; places that stay keep their node.
+        """Take over a set of endpoints; places that stay keep their node. By one thread at a time.
 
         Args:
             endpoints: the whole set.
@@ -81,12 +84,15 @@ class Cluster:
         wanted = {endpoint.place: endpoint for endpoint in endpoints}
         with self.lock:
             self.source, self._known_at = source, now
-            gone = [place for place in self._nodes if place not in wanted]
-            if wanted != {place: node.endpoint for place, node in self._nodes.items()}:
-                self._nodes = {place: self._node(endpoint) for place, endpoint in wanted.items()}
-                self.view = View.build(tuple(self._nodes.values()), self.service, self.rng)
-            self.is_known = True  # now that the view is there: who waits for this looks without the lock
-        return gone
+            before = {place: node.endpoint for place, node in self._nodes.items()}
+            nodes = {place: self._node(endpoint) for place, endpoint in wanted.items()}
+        if wanted != before:
+            # Not under the lock, which every call needs: a ring of a thousand endpoints takes a tenth of a second.
+            view = View.build(tuple(nodes.values()), self.service, self.rng)
+            with self.lock:
+                self._nodes, self.view = nodes, view
+        self.is_known = True  # now that the view is there: who waits for this looks without the lock
+        return [place for place in before if place not in wanted]
 
     def has(self, place: Place) -> bool:
         """Whether a place is one of its endpoints."""
@@ -109,6 +115,11 @@ class Cluster:
         node = self._nodes.get(endpoint.place) or Node(endpoint, self.service.breaker)
         node.endpoint, node.effective_weight = endpoint, float(endpoint.weight)
         return node
+
+    def count_keyless(self) -> None:
+        """A call has brought no key."""
+        with self.lock:
+            self.keyless += 1
 
     def collect_orphans(self) -> None:
         """Count the ends of responses that were garbage-collected. Under the lock."""
@@ -135,8 +146,17 @@ class Cluster:
                 budget_tokens=self.bucket.tokens,
                 source=self.source,
                 age=now - self._known_at if self.is_known else None,
-                warnings=self.warnings,
+                warnings=(*self.warnings, *self._doubts()),
             )
+
+    def _doubts(self) -> list[str]:
+        """What does not go well together: the balancer and the traffic, or the number of endpoints."""
+        balancer, doubts = self.service.balancer, []
+        if self.keyless:
+            doubts.append(f"{self.keyless} call{'' if self.keyless == 1 else 's'} had no hash key")
+        if isinstance(balancer, ConsistentHash):
+            doubts += balancer.doubts(len(self.view.nodes))
+        return doubts
 
 
 def _node_snapshot(node: Node, now: float) -> NodeSnapshot:
