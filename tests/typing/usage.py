@@ -201,7 +201,8 @@ balancers: tuple[Balancer, ...] = (LeastRequest(), RoundRobin(), Random(), Consi
 
 def tenant(request: httpx.Request) -> str | None:
     """The key of a request."""
-    return request.headers["x-tenant"] if "x-tenant" in request.headers else None
+    found: str | None = request.headers.get("x-tenant")
+    return found
 
 
 by_key: tuple[Balancer, ...] = (

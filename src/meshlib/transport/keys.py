@@ -34,14 +34,9 @@ def _checked(given: Callable[[httpx.Request], Any]) -> KeyOf:
         key = given(request)
         if key is None or isinstance(key, str):
             return key
-        raise TypeError(f"the function of ConsistentHash(key=...) must return a str or None, got {_kind(key)}")
+        raise TypeError(f"the function of ConsistentHash(key=...) must return a str or None, got {type(key).__name__}")
 
     return read
-
-
-def _kind(value: Any) -> str:
-    kind = type(value).__name__
-    return f"{kind}: it must not be async" if kind == "coroutine" else kind
 
 
 def _header(name: str) -> KeyOf:

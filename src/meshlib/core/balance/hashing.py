@@ -13,8 +13,10 @@ A call costs the same however many endpoints there are, and shares are within so
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import re
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from inspect import iscoroutinefunction
 from itertools import repeat
 from math import ceil, log
 from operator import attrgetter
@@ -36,7 +38,14 @@ FALLBACK = LeastRequest()
 """Where calls without a key go."""
 
 SCHEMES = ("rendezvous", "ring")
-KINDS = ("header", "cookie", "query", "path")
+_TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
+KINDS = {
+    "header": (_TOKEN, "x-user-id"),
+    "cookie": (_TOKEN, "sid"),
+    "query": (".+", "tenant"),
+    "path": ("[0-9]{1,3}", "0"),
+}
+"""Where a key may be in a request: what it is called there, and an example."""
 
 MANY = 256
 """Endpoints from which on the hash per endpoint and call is worth a warning."""
@@ -200,19 +209,22 @@ def _last(order: Iterable[Node], is_spared: Callable[[Node], bool]) -> Iterator[
 
 
 def _key(value: Any) -> str | None:
-    if value is None or (callable(value) and not isinstance(value, type)):
+    if value is None:
         return None
     if not isinstance(value, str):
-        return f"must be {_KEYS}"
+        return None if _is_function(value) else f"must be {_KEYS}"
     kind, _, name = value.partition(":")
     if kind not in KINDS:
         return f"must be {_KEYS}{_meant(kind, KINDS, f':{name}')}"
-    if kind == "path":
-        return None if name.isascii() and name.isdigit() else "must be 'path:' and the segment's number, from 0"
-    return None if name.isascii() and name.isprintable() and name and " " not in name else f"must be '{kind}:<name>'"
+    pattern, example = KINDS[kind]
+    return None if re.fullmatch(pattern, name) else f"must be {_KEYS}, for example '{kind}:{example}'"
 
 
 _KEYS = "'header:<name>', 'cookie:<name>', 'query:<name>', 'path:<number>' or a function of the request"
+
+
+def _is_function(value: Any) -> bool:
+    return callable(value) and not isinstance(value, type) and not iscoroutinefunction(value)
 
 
 def _scheme(value: Any) -> str | None:
@@ -221,7 +233,7 @@ def _scheme(value: Any) -> str | None:
     return f"must be 'rendezvous' or 'ring'{_meant(value, SCHEMES) if isinstance(value, str) else ''}"
 
 
-def _meant(value: str, known: Sequence[str], rest: str = "") -> str:
+def _meant(value: str, known: Collection[str], rest: str = "") -> str:
     import difflib  # only a mistake pays for it
 
     near = difflib.get_close_matches(value.lower(), known, n=1)

@@ -74,9 +74,9 @@ class Ring:
             bucket_at, position = (bucket_at + 1) % len(buckets), 0
 
     def changed(self, counts: Mapping[str, int], point_of: PointOf) -> Ring:
-        """The ring with these counts, by place; of two equal points the one of the lesser place comes first."""
+        """The ring with these counts; of two equal points the one of the lesser place comes first."""
         gone = [place for place, points in self.counts.items() if counts.get(place) != points]
-        come = [place for place, points in counts.items() if self.counts.get(place) != points]
+        come = sorted(place for place, points in counts.items() if self.counts.get(place) != points)
         staying = counts.keys() - set(come)
         free = [number for number, place in enumerate(self.places) if place not in staying]
         ring = Ring(self.bits)
@@ -117,7 +117,7 @@ def counts_of(weights: Mapping[str, float]) -> dict[str, int]:
     largest, scale = max(weights.values()), 1
     while largest > HEAVIEST * scale:
         scale *= 2
-    return {place: max(1, round(POINTS * weights[place] / scale)) for place in sorted(weights)}
+    return {place: max(1, round(POINTS * weight / scale)) for place, weight in weights.items()}
 
 
 def ring_of(weights: Mapping[str, float], point_of: PointOf) -> Ring:
