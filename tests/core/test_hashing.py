@@ -213,6 +213,7 @@ def test_a_ring_that_was_changed_is_like_a_new_one(history: list[dict[str, int]]
     for start in (-(2**31), -1, 0, colliding("x"), colliding("y") + 1, 2**31 - 1):
         round_it = [place for point, place in points if point >= start] + [place for _, place in points]
         assert [ring.places[number] for number in ring.walk(start)] == list(dict.fromkeys(round_it))
+    assert len(ring.places) == max(map(len, history))
 
 
 def test_a_large_ring_is_sorted_in_small_parts_and_changed_in_few() -> None:

@@ -37,7 +37,8 @@ def from_url(request: httpx.Request) -> str:
 def requests_with(key: str) -> Iterator[tuple[Any, dict[str, Any]]]:
     """A setting, and a request that has the key where it says."""
     quoted = key.replace(" ", "%20").replace("/", "%2F").replace("é", "%C3%A9")
-    yield "header:X-User-Id", {"headers": {"x-user-id": key.encode()}}
+    # httpx takes all headers of a request for latin-1 if one of them is not UTF-8.
+    yield "header:X-User-Id", {"headers": {"x-user-id": key.encode(), "x-other": b"\xe9"}}
     yield "cookie:sid", {"headers": {"cookie": f'psid=1; sid="{key}"; sid=2'.encode()}}
     yield "query:tenant", {"url": f"/?a=1&tenant={quoted}&tenant=2"}
     yield "path:1", {"url": f"/a/{quoted}/c?x=/y/z"}

@@ -40,13 +40,22 @@ def _checked(given: Callable[[httpx.Request], Any]) -> KeyOf:
 
 
 def _header(name: str) -> KeyOf:
-    return lambda request: request.headers.get(name)
+    wanted = name.lower().encode("ascii")
+    return lambda request: _value(request, wanted)
+
+
+def _value(request: httpx.Request, wanted: bytes) -> str:
+    """A header, or "". httpx would decode it in whatever way all headers of the request can be, so not always alike."""
+    value = b", ".join(value for name, value in request.headers.raw if name.lower() == wanted)
+    try:
+        return value.decode("utf-8")
+    except UnicodeDecodeError:
+        return value.decode("latin-1")
 
 
 def _cookie(name: str) -> KeyOf:
     def read(request: httpx.Request) -> str | None:
-        header: str = request.headers.get("cookie", "")
-        for pair in header.split(";"):
+        for pair in _value(request, b"cookie").split(";"):
             found, _, value = pair.strip().partition("=")
             if found == name:
                 return value.strip('"')

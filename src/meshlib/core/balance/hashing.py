@@ -143,7 +143,7 @@ def _ring(nodes: Sequence[Node]) -> Order:
 
     by_place = {str(node.endpoint): node for node in nodes}
     ring = ring_of({place: node.endpoint.weight for place, node in by_place.items()}, murmur3)
-    by_number: list[Any] = [by_place.get(place) for place in ring.places]  # None: of a place that has gone
+    by_number: list[Any] = [by_place.get(place) for place in ring.places]  # None: no place has the number
 
     def order(key: bytes) -> Iterator[Node]:
         return map(by_number.__getitem__, ring.walk(murmur3(key)))

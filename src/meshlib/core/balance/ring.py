@@ -47,7 +47,7 @@ class Ring:
     Attributes:
         bits: see above.
         counts: how many points each place has.
-        places: the places by their numbers; a number whose place has gone waits for the next.
+        places: the places by their numbers; "" where one has gone and the number waits for the next.
     """
 
     __slots__ = ("__weakref__", "_buckets", "bits", "counts", "places")
@@ -80,7 +80,8 @@ class Ring:
         staying = counts.keys() - set(come)
         free = [number for number, place in enumerate(self.places) if place not in staying]
         ring = Ring(self.bits)
-        ring.counts, ring.places = counts, [*self.places, *come[len(free) :]]
+        ring.counts = counts
+        ring.places = [place if place in staying else "" for place in self.places] + come[len(free) :]
         added: defaultdict[int, list[int]] = defaultdict(list)
         for place in gone:
             for point in points_of(place, self.counts[place], point_of):
