@@ -26,7 +26,7 @@ CORE_NEVER = {"httpx", "httpcore", "dns", "opentelemetry", "asyncio", "time", "r
 SIBLINGS = ("discovery", "registry", "transport", "telemetry")
 
 LAZY = {"httpcore", "dns", "tenacity", "opentelemetry.sdk", "rich", "fastapi", "starlette", "flask", "aiohttp", "trio"}
-LAZY |= {"anyio", "uvicorn", "prometheus_client", "httpx_aiohttp"}
+LAZY |= {"anyio", "mmh3", "uvicorn", "prometheus_client", "httpx_aiohttp"}
 """Costly, or not always there: none of these is loaded by `import meshlib`."""
 
 

@@ -21,12 +21,14 @@ from meshlib import (
     Budget,
     ConfigError,
     Connections,
+    ConsistentHash,
     DeadlineExceeded,
     Endpoint,
     LeastRequest,
     Mesh,
     MeshError,
     NoEndpoints,
+    Random,
     Retry,
     RoundRobin,
     Service,
@@ -35,7 +37,7 @@ from meshlib import (
     deadline,
     options,
 )
-from meshlib.discovery import Resolution
+from meshlib.discovery import Resolution, Resolver
 from meshlib.discovery.failover import Failover
 from meshlib.discovery.static import Static
 from meshlib.scope import current_scope
@@ -77,6 +79,7 @@ def faults_of(make: Any, *args: Any, **kwargs: Any) -> list[str]:
         (TLS(), {"verify": "system", "server_name": None, "cert": None, "key": None, "min_version": "1.2"}),
         (LeastRequest(), {"choices": 2}),
         (RoundRobin(), {}),
+        (ConsistentHash(), {"key": None, "scheme": "rendezvous", "bounded_load": None}),
     ],
     ids=lambda value: type(value).__name__,
 )
@@ -120,14 +123,17 @@ def test_every_numbers_bounds(kind: type, name: str, good: list[Any], bad: list[
         assert said.endswith(f"got {value!r}")
 
 
-@pytest.mark.parametrize("kind", [Timeout, Budget, Retry, Breaker, Connections, TLS, LeastRequest])
+@pytest.mark.parametrize("kind", [Timeout, Budget, Retry, Breaker, Connections, TLS, LeastRequest, ConsistentHash])
 def test_every_field_of_a_setting_is_looked_at(kind: type) -> None:
     """A field without a rule would take anything."""
     for field in dataclasses.fields(kind):
         assert faults_of(kind, **{field.name: object()}), field.name
 
 
-@pytest.mark.parametrize("kind", [Timeout, Budget, Retry, Breaker, Connections, TLS, LeastRequest, RoundRobin])
+@pytest.mark.parametrize(
+    "kind",
+    [Timeout, Budget, Retry, Breaker, Connections, TLS, LeastRequest, RoundRobin, Random, ConsistentHash],
+)
 def test_settings_are_frozen_keyword_only_values(kind: type) -> None:
     setting = kind()
     assert setting == kind()
@@ -208,6 +214,47 @@ def test_several_faults_at_once_are_all_listed_in_the_order_of_the_fields() -> N
         "retry.budget",
         "retry.buffer_body",
     ]
+
+
+# Consistent hash
+
+KEY = "consistenthash.key: must be 'header:<name>', 'cookie:<name>', 'query:<name>', 'path:<number>' or a function"
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"key": "haeder:x-user-id"}, f"{KEY} of the request (did you mean 'header:x-user-id'?), got"),
+        ({"key": "Cookie:sid"}, f"{KEY} of the request (did you mean 'cookie:sid'?), got 'Cookie:sid'"),
+        ({"key": "x-user-id"}, f"{KEY} of the request, got 'x-user-id'"),
+        ({"key": ""}, f"{KEY} of the request, got ''"),
+        ({"key": "header"}, f"{KEY} of the request, for example 'header:x-user-id', got 'header'"),
+        ({"key": "header:x user"}, f"{KEY} of the request, for example 'header:x-user-id'"),
+        ({"key": "cookie:"}, f"{KEY} of the request, for example 'cookie:sid', got 'cookie:'"),
+        ({"key": "query:"}, f"{KEY} of the request, for example 'query:tenant', got"),
+        ({"key": "path:-1"}, f"{KEY} of the request, for example 'path:0', got 'path:-1'"),
+        ({"key": "path:first"}, f"{KEY} of the request, for example 'path:0', got"),
+        ({"key": b"header:x"}, f"{KEY} of the request, got b'header:x'"),
+        ({"key": str}, f"{KEY} of the request, got <class 'str'>"),
+        ({"key": Resolver.resolve}, f"{KEY} of the request, got <function"),
+        (
+            {"scheme": "rings"},
+            "consistenthash.scheme: must be 'rendezvous' or 'ring' (did you mean 'ring'?), got 'rings'",
+        ),
+        ({"scheme": None}, "consistenthash.scheme: must be 'rendezvous' or 'ring', got None"),
+        ({"bounded_load": 0.9}, "consistenthash.bounded_load: must be >= 1, got 0.9"),
+        ({"bounded_load": math.inf}, "consistenthash.bounded_load: must be a finite number, got inf"),
+        ({"bounded_load": True}, "consistenthash.bounded_load: must be a finite number, got True"),
+    ],
+)
+def test_a_consistent_hash_that_cannot_be_is_refused(given: dict[str, Any], said: str) -> None:
+    (fault,) = faults_of(ConsistentHash, **given)
+    assert fault.startswith(said)
+
+
+@pytest.mark.parametrize("key", ["header:X-User-Id", "cookie:sid", "query:a b", "path:0", "path:12", len, None])
+def test_what_a_key_may_be(key: Any) -> None:
+    assert ConsistentHash(key=key, bounded_load=1).key is key
 
 
 # TLS

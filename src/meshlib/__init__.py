@@ -8,7 +8,9 @@ A call goes to the best endpoint of the service that its URL names, and to anoth
 plain httpx clients. Everything here is public; everything else is the inside.
 """
 
+from meshlib.core.balance.hashing import ConsistentHash
 from meshlib.core.balance.least_request import LeastRequest
+from meshlib.core.balance.lottery import Random
 from meshlib.core.balance.peak_ewma import PeakEwma
 from meshlib.core.balance.round_robin import RoundRobin
 from meshlib.core.report import report
@@ -27,6 +29,7 @@ __all__ = [
     "Budget",
     "ConfigError",
     "Connections",
+    "ConsistentHash",
     "DeadlineExceeded",
     "Endpoint",
     "LeastRequest",
@@ -34,6 +37,7 @@ __all__ = [
     "MeshError",
     "NoEndpoints",
     "PeakEwma",
+    "Random",
     "ResolveError",
     "Retry",
     "RoundRobin",

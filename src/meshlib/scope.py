@@ -159,6 +159,10 @@ OPTIONS: dict[str, Rule] = {
 }
 
 
+UNSAID = {"hash_key"}
+"""Options whose value may be a secret, of whatever type."""
+
+
 def checked(given: Mapping[str, Any], where: str) -> Mapping[str, Any]:
     """Hold options against their rules.
 
@@ -171,7 +175,11 @@ def checked(given: Mapping[str, Any], where: str) -> Mapping[str, Any]:
     """
     if unknown := [name for name in given if name not in OPTIONS]:
         raise TypeError(f"{where} has no option {unknown[0]!r}; known: {', '.join(OPTIONS)}")
-    faults = [Fault(name, f"{wrong}, got {given[name]!r}") for name in given if (wrong := OPTIONS[name](given[name]))]
+    faults = [
+        Fault(name, f"{wrong}, got {type(given[name]).__name__ if name in UNSAID else repr(given[name])}")
+        for name in given
+        if (wrong := OPTIONS[name](given[name]))
+    ]
     if faults:
         raise ConfigError(faults)
     return given

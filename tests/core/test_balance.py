@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from itertools import islice
+from itertools import islice, permutations
 from typing import Any
 
 import pytest
@@ -12,11 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scripted import PROPERTY, Draws
 
-from meshlib import Breaker, Endpoint, LeastRequest, RoundRobin
+from meshlib import Breaker, Endpoint, LeastRequest, Random, RoundRobin
 from meshlib.core.balance.least_request import draw
 from meshlib.core.node import Node
 
-BALANCERS = [LeastRequest(), LeastRequest(choices=5), RoundRobin()]
+BALANCERS = [LeastRequest(), LeastRequest(choices=5), RoundRobin(), Random()]
 
 
 def nodes_of(*weights: float) -> list[Node]:
@@ -222,3 +222,25 @@ def test_the_next_endpoint_is_found_in_few_steps_however_unequal_the_weights() -
     walk = RoundRobin().prepare([counted, light], Draws(0.0))(1000.0, None)
     assert [next(walk), next(walk)] == [counted, light]
     assert asked < 100
+
+
+# Random
+
+
+@pytest.mark.parametrize("weights", [(1, 1, 1), (3, 2, 1)])
+def test_every_order_of_a_random_walk_is_as_likely_as_the_weights_say(weights: tuple[int, ...]) -> None:
+    """Each place is drawn by weight from who is left: 3, 2, 1 come in this order in 3/6 * 2/3 of the walks."""
+    nodes, walks = nodes_of(*weights), 6000
+    candidates = Random().prepare(nodes, random.Random(5))
+    orders = Counter(tuple(map(nodes.index, candidates(1000.0, None))) for _ in range(walks))
+    for order in permutations(range(3)):
+        one, two, _ = (weights[position] for position in order)
+        share = one / sum(weights) * two / (sum(weights) - one)
+        assert abs(orders[order] - walks * share) < 4 * (walks * share * (1 - share)) ** 0.5
+
+
+@pytest.mark.parametrize("weights", [[1] * 1000, [1, 2] * 500], ids=["alike", "weighted"])
+def test_the_first_of_a_random_walk_costs_one_draw(weights: list[float]) -> None:
+    rng = Draws(0.999999)
+    next(Random().prepare(nodes_of(*weights), rng)(1000.0, None))
+    assert rng.drawn == 1

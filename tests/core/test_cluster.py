@@ -308,3 +308,15 @@ def test_a_service_is_known_only_when_its_view_is_there() -> None:
     cluster = Cluster(Service("orders", ["10.0.0.1:80"], balancer=Looking()), random.Random(1))
     cluster.publish([Endpoint("10.0.0.1", 80)], "paper", 0.0)
     assert (seen, cluster.is_known) == ([False], True), "a call that waits for it would find no node"
+
+
+def test_a_view_is_made_without_the_lock_that_calls_need() -> None:
+    class Looking(LeastRequest):
+        def prepare(self, nodes: Any, rng: Any) -> Any:
+            locked.append(cluster.lock.locked())
+            return super().prepare(nodes, rng)
+
+    locked: list[bool] = []
+    cluster = Cluster(Service("orders", ["10.0.0.1:80"], balancer=Looking()), random.Random(1))
+    cluster.publish([Endpoint("10.0.0.1", 80)], "paper", 0.0)
+    assert locked == [False]

@@ -17,12 +17,14 @@ from meshlib import (
     Budget,
     ConfigError,
     Connections,
+    ConsistentHash,
     DeadlineExceeded,
     Endpoint,
     LeastRequest,
     Mesh,
     MeshError,
     NoEndpoints,
+    Random,
     Retry,
     RoundRobin,
     Service,
@@ -194,6 +196,19 @@ class Freshest:
 
 
 own: Balancer = Freshest()
-balancers: tuple[Balancer, ...] = (LeastRequest(), RoundRobin(), Freshest())
+balancers: tuple[Balancer, ...] = (LeastRequest(), RoundRobin(), Random(), ConsistentHash(), Freshest())
+
+
+def tenant(request: httpx.Request) -> str | None:
+    """The key of a request."""
+    found: str | None = request.headers.get("x-tenant")
+    return found
+
+
+by_key: tuple[Balancer, ...] = (
+    ConsistentHash(key="header:x-user-id", scheme="ring", bounded_load=1.25),
+    ConsistentHash(key=tenant),
+    ConsistentHash(key=lambda request: request.url.host),
+)
 chance: Rng = random.Random(1)
 Service("own", ["10.0.0.1:80"], balancer=Freshest(spread=0.2))

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from threading import Lock
 from typing import TYPE_CHECKING, Protocol
 
+from meshlib.core.balance.hashing import ConsistentHash
 from meshlib.core.budget import Bucket
 from meshlib.core.chance import Rng
 from meshlib.core.node import Node, remembering
@@ -53,6 +54,7 @@ class Cluster:
         source: where the endpoints come from, for people.
         is_known: whether there was a first answer, which may have been that there is no endpoint.
         warnings: what people should know of the endpoints and where they come from.
+        keyless: calls that brought no key to a balancer that goes by one.
         bucket: the retry budget.
         orphans: attempts whose response was garbage-collected without being closed. A finalizer may run while this
             very thread holds the lock, so it appends here and the next call does the counting.
@@ -73,6 +75,7 @@ class Cluster:
         self.pending: Pending | None = None
         self.is_known = False
         self.warnings: tuple[str, ...] = ()
+        self.keyless = 0
         self.view = View.build((), service, rng, zone)
 
     def publish(self, endpoints: Sequence[Endpoint], source: str, now: float) -> list[Place]:
@@ -125,6 +128,11 @@ class Cluster:
         """Tell a node's breaker a verdict. Under the lock."""
         node.breaker.record(permit, success, now, self.view.may_eject, self.rng)
 
+    def count_keyless(self) -> None:
+        """A call has brought no key."""
+        with self.lock:
+            self.keyless += 1
+
     def collect_orphans(self) -> None:
         """Count the ends of responses that were garbage-collected. Under the lock."""
         while self.orphans:
@@ -150,8 +158,17 @@ class Cluster:
                 budget_tokens=self.bucket.tokens,
                 source=self.source,
                 age=now - self._known_at if self.is_known else None,
-                warnings=self.warnings,
+                warnings=(*self.warnings, *self._doubts()),
             )
+
+    def _doubts(self) -> list[str]:
+        """What does not go well together: the balancer and the traffic, or the number of endpoints."""
+        balancer, doubts = self.service.balancer, []
+        if self.keyless:
+            doubts.append(f"{self.keyless} call{'' if self.keyless == 1 else 's'} had no hash key")
+        if isinstance(balancer, ConsistentHash):
+            doubts += balancer.doubts(len(self.view.nodes))
+        return doubts
 
 
 def _node_snapshot(node: Node, now: float) -> NodeSnapshot:

@@ -20,6 +20,7 @@ from meshlib.errors import DeadlineExceeded, NoEndpoints, ResolveError
 from meshlib.scope import NOTHING, current_scope
 from meshlib.transport import binding
 from meshlib.transport.body import Bytes, Stalled
+from meshlib.transport.keys import KeyOf
 from meshlib.transport.network import Clock
 from meshlib.transport.terms import Route
 
@@ -58,6 +59,7 @@ class Exchange(Call):
 
     Raises:
         TypeError, ConfigError: for options in `extensions["meshlib"]` that cannot be.
+        Exception: the caller's own, from its function for the key.
     """
 
     _error: Exception | None = None
@@ -79,10 +81,24 @@ class Exchange(Call):
         if repeatable is None:  # rule C1
             repeatable = request.method in route.methods or binding.has(request.headers, b"idempotency-key")
         self._set_out(route.cluster, route.name, repeatable, now + total, terms.attempt)
+        if route.key_of is not None:
+            self._key = self._find_key(route.key_of)
         content = binding.content_of(request)
         self.body: Any = (
             recorder(request.stream, terms.recorded, clock, self.deadline) if content is None else Bytes(content)
         )
+
+    def _find_key(self, key_of: KeyOf) -> str | None:
+        """What the options say, else what the request brings."""
+        key = self._key
+        if key is None:
+            try:
+                key = key_of(self.request)
+            except Exception as error:
+                raise self._with_report(error)  # noqa: B904  # it is the same one, of the caller's own function
+        if not key:
+            self.cluster.count_keyless()
+        return key
 
     @property
     def given_timeouts(self) -> Mapping[str, float | None]:

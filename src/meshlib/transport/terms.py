@@ -16,6 +16,7 @@ from meshlib.core.cluster import Cluster
 from meshlib.core.outcome import REJECTING
 from meshlib.policy import Timeout
 from meshlib.scope import checked, current_scope
+from meshlib.transport.keys import key_of
 from meshlib.transport.network import Clock
 
 
@@ -66,6 +67,7 @@ class Route:
         host: the `Host` header to send instead of the URL's, or `"endpoint"`; None for the URL's.
 
     Attributes:
+        key_of: how a request's key is found; None if the balancer goes by none.
         service: the settings all this was made from.
         name: the service's.
         scheme: what its endpoints are spoken to by.
@@ -78,6 +80,7 @@ class Route:
         "clock",
         "cluster",
         "host",
+        "key_of",
         "methods",
         "name",
         "scheme",
@@ -97,6 +100,7 @@ class Route:
         self.scheme = "http" if service.tls is None else "https"
         self.methods = service.retry.methods
         self.unwell = REJECTING.union(service.retry.on_status)
+        self.key_of = key_of(service.balancer)
         self.terms = Terms.of(service.timeout, service.retry.buffer_body, {})
 
     def terms_under(self, own: Any) -> tuple[Terms, float]:
