@@ -196,6 +196,11 @@ def test_idle_nodes_that_are_alike_share_by_weight() -> None:
     assert shares[2] == 0
 
 
+def test_a_busy_node_does_not_share_with_an_idle_one() -> None:
+    busy, idle = a_node(0.1, ages=(0.0,)), a_node(0.2, weight=4)  # 0.1 * 2 is about as much as 0.2
+    assert order([busy, idle]) == [1, 0]
+
+
 def test_nothing_known_is_alike_and_a_busy_one_comes_after_the_idle() -> None:
     nodes = [a_node(weight=weight) for weight in (1, 2, 1)]
     shares = firsts(nodes)
