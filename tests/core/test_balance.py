@@ -12,11 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scripted import PROPERTY, Draws
 
-from meshlib import Breaker, Endpoint, LeastRequest, Random, RoundRobin
+from meshlib import Breaker, Endpoint, LeastRequest, PeakEwma, Random, RoundRobin
 from meshlib.core.balance.least_request import draw
 from meshlib.core.node import Node
 
-BALANCERS = [LeastRequest(), LeastRequest(choices=5), RoundRobin(), Random()]
+BALANCERS = [PeakEwma(), PeakEwma(choices=2), LeastRequest(), LeastRequest(choices=5), RoundRobin(), Random()]
 
 
 def nodes_of(*weights: float) -> list[Node]:

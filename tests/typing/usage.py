@@ -24,6 +24,7 @@ from meshlib import (
     Mesh,
     MeshError,
     NoEndpoints,
+    PeakEwma,
     Random,
     Retry,
     RoundRobin,
@@ -41,7 +42,7 @@ from meshlib.core.outcome import Outcome
 from meshlib.core.report import Attempt, Report
 from meshlib.core.snapshot import NodeSnapshot, ServiceSnapshot
 from meshlib.discovery import Failover, File, Resolution, Resolver, Static
-from meshlib.testing import ManualClock
+from meshlib.testing import BalancerHarness, ManualClock
 
 # Settings
 
@@ -196,7 +197,12 @@ class Freshest:
 
 
 own: Balancer = Freshest()
-balancers: tuple[Balancer, ...] = (LeastRequest(), RoundRobin(), Random(), ConsistentHash(), Freshest())
+default = Service("default", ["10.0.0.1:80"], balancer=PeakEwma(choices=3, decay=5, penalty=2.0))
+harness = BalancerHarness(Freshest(), ["10.0.0.1:80", Endpoint("10.0.0.2", 80)], random.Random(1))
+assert_type(harness.pick(0.0, key="u1", exclude={Endpoint("10.0.0.1", 80)}), Endpoint)
+harness.done(harness.pick(now=0.5), 0.75, latency=0.25, failed=True)
+harness.update(["10.0.0.1:80"])
+balancers: tuple[Balancer, ...] = (PeakEwma(), LeastRequest(), RoundRobin(), Random(), ConsistentHash(), Freshest())
 
 
 def tenant(request: httpx.Request) -> str | None:

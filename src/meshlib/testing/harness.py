@@ -1,18 +1,27 @@
 """A balancer on its own, without a mesh, a socket or a clock: for simulators, and for tests of balancers.
 
 Decides how picks and their ends become what a balancer sees of its nodes. It plays no faults and keeps no time: whoever
-drives it does. There are no breakers here: every endpoint may be picked, however it fails.
+drives it does. There are no breakers and no priorities here: every endpoint may be picked, however it fails.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Collection, Iterable, Sequence
+from typing import NamedTuple
 
 from meshlib.core.balance import Balancer, Candidates
 from meshlib.core.node import Node, remembering
 from meshlib.endpoint import Endpoint, Place
 from meshlib.policy import Breaker
+
+
+class Picked(NamedTuple):
+    """An attempt under way. It stays with its node, which may have gone and come back as a new one meanwhile."""
+
+    started: float
+    number: int
+    node: Node
 
 
 class BalancerHarness:
@@ -22,6 +31,9 @@ class BalancerHarness:
         balancer: which one.
         endpoints: the endpoints, or `"host:port"` strings; at least one.
         rng: the source of chance. Default a new `random.Random()`.
+
+    Raises:
+        ValueError: if there is no endpoint.
 
     Example:
         >>> harness = BalancerHarness(RoundRobin(), ["10.0.0.1:80", "10.0.0.2:80"], random.Random(1))
@@ -35,7 +47,7 @@ class BalancerHarness:
         self.balancer = balancer
         self._rng = rng or random.Random()
         self._nodes: dict[Place, Node] = {}
-        self._open: dict[Place, list[tuple[float, int]]] = {}
+        self._under_way: dict[Place, list[Picked]] = {}
         self.update(endpoints)
 
     @property
@@ -44,16 +56,19 @@ class BalancerHarness:
         return list(self._nodes.values())
 
     def update(self, endpoints: Iterable[Endpoint | str]) -> None:
-        """Take over a new set; places that stay keep what was learned of them."""
+        """Take over a new set; places that stay keep what was learned of them.
+
+        Raises:
+            ValueError: if there is no endpoint; everything stays as it was then.
+        """
         given = [Endpoint.parse(each) if isinstance(each, str) else each for each in endpoints]
+        if not given:
+            raise ValueError("a balancer needs at least one endpoint")
         nodes: dict[Place, Node] = {}
         for endpoint in given:
             node = self._nodes.get(endpoint.place) or remembering(endpoint, Breaker(), self.balancer)
             node.endpoint, node.effective_weight = endpoint, float(endpoint.weight)
             nodes[endpoint.place] = node
-            self._open.setdefault(endpoint.place, [])
-        if not nodes:
-            raise ValueError("a balancer needs at least one endpoint")
         self._nodes = nodes
         self._candidates: Candidates = self.balancer.prepare(list(nodes.values()), self._rng)
 
@@ -67,31 +82,43 @@ class BalancerHarness:
 
         Returns:
             The best endpoint that is not excluded; the best of all if all are.
+
+        Raises:
+            ValueError: if the balancer offers no endpoint at all, which none of ours does.
         """
-        places = {endpoint.place for endpoint in exclude}
-        walk = self._candidates(now, key)
-        first = node = next(walk)
-        while node.endpoint.place in places:
-            another = next(walk, None)
-            if another is None:
-                node = first
-                break
-            node = another
-        self._open[node.endpoint.place].append((now, node.start(now)))
+        node = self._choose(now, key, {endpoint.place for endpoint in exclude})
+        picked = Picked(now, node.start(now), node)
+        self._under_way.setdefault(node.endpoint.place, []).append(picked)
         return node.endpoint
 
     def done(self, endpoint: Endpoint, now: float, latency: float, failed: bool = False) -> None:
         """End an attempt.
 
         Args:
-            endpoint: what `pick` returned.
+            endpoint: what `pick` returned; it may have gone meanwhile.
             now: the time.
             latency: seconds it took; of several under way on the endpoint, the one started `latency` ago ends.
             failed: whether it failed.
+
+        Raises:
+            ValueError: if no attempt is under way on the endpoint.
         """
-        under_way = self._open[endpoint.place]
-        one = min(under_way, key=lambda each: abs(each[0] - (now - latency)))
-        under_way.remove(one)
-        if (node := self._nodes.get(endpoint.place)) is not None:
-            node.settle(one[1], now, not failed)
-            node.finish()
+        under_way = self._under_way.get(endpoint.place)
+        if not under_way:
+            raise ValueError(f"no attempt is under way on {endpoint}: it was not picked, or is done")
+        picked = min(under_way, key=lambda each: abs(each.started - (now - latency)))
+        under_way.remove(picked)
+        picked.node.restart(picked.number, now - latency)  # the latency that is told counts, whenever it was picked
+        picked.node.settle(picked.number, now, not failed)
+        picked.node.finish()
+
+    def _choose(self, now: float, key: str | None, tried: Collection[Place]) -> Node:
+        """The first node that was not tried, else the first."""
+        first: Node | None = None
+        for node in self._candidates(now, key):
+            if node.endpoint.place not in tried:
+                return node
+            first = first or node
+        if first is None:
+            raise ValueError(f"{self.balancer!r} offers no endpoint")
+        return first

@@ -66,7 +66,7 @@ class PeakEwma:
     def prepare(self, nodes: Sequence[Node], rng: Rng) -> Candidates:
         """See `Balancer`."""
         choices, decay = min(self.choices, len(nodes)), self.decay
-        typical = Typical(nodes)
+        typical = Typical(nodes, decay)
 
         def cost(node: Node, now: float, usual: float) -> float:
             latency = usual + (node.ewma - usual) * exp((node.observed_at - now) / decay)
@@ -111,23 +111,30 @@ def _best(pool: Sequence[tuple[float, Node]], rng: Rng) -> tuple[float, Node]:
 
 
 class Typical:
-    """The median latency of the nodes of which something is known, found anew now and then.
+    """The median latency of the nodes that were heard of lately, found anew now and then.
+
+    Those that have been silent for long do not count, as long as there are others: where most nodes were slow, they
+    would hold each other at what they were then, and none of them would ever be tried again.
 
     Args:
         nodes: all of them.
+        lately: in seconds.
     """
 
-    __slots__ = ("_nodes", "_until", "_value")
+    __slots__ = ("_lately", "_nodes", "_until", "_value")
 
-    def __init__(self, nodes: Sequence[Node]) -> None:
+    def __init__(self, nodes: Sequence[Node], lately: float) -> None:
         self._nodes = nodes[:: -(-len(nodes) // ASKED)]
+        self._lately = lately
         self._until = -inf
         self._value = 0.0
 
     def latency(self, now: float) -> float:
         """In seconds; 0 while nothing is known."""
         if now >= self._until:
-            known = sorted(node.ewma for node in self._nodes if node.observed_at > -inf)
-            self._value = known[len(known) // 2] if known else 0.0
+            known = [node for node in self._nodes if node.observed_at > -inf]
+            heard = [node for node in known if now - node.observed_at <= self._lately]
+            latencies = sorted(node.ewma for node in heard or known)
+            self._value = latencies[(len(latencies) - 1) // 2] if latencies else 0.0
             self._until = now + EVERY
         return self._value
