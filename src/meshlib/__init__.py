@@ -8,11 +8,9 @@ A call goes to the best endpoint of the service that its URL names, and to anoth
 plain httpx clients. Everything here is public; everything else is the inside.
 """
 
-from meshlib.core.balance.hashing import ConsistentHash
-from meshlib.core.balance.least_request import LeastRequest
-from meshlib.core.balance.lottery import Random
+from typing import TYPE_CHECKING, Any
+
 from meshlib.core.balance.peak_ewma import PeakEwma
-from meshlib.core.balance.round_robin import RoundRobin
 from meshlib.core.report import report
 from meshlib.endpoint import Endpoint
 from meshlib.errors import ConfigError, DeadlineExceeded, MeshError, NoEndpoints, ResolveError, UnknownService
@@ -20,6 +18,12 @@ from meshlib.mesh import Mesh
 from meshlib.policy import TLS, Breaker, Budget, Connections, Retry, Timeout
 from meshlib.scope import deadline, options
 from meshlib.service import Service
+
+if TYPE_CHECKING:
+    from meshlib.core.balance.hashing import ConsistentHash
+    from meshlib.core.balance.least_request import LeastRequest
+    from meshlib.core.balance.lottery import Random
+    from meshlib.core.balance.round_robin import RoundRobin
 
 __version__ = "0.1.0"
 
@@ -48,3 +52,23 @@ __all__ = [
     "options",
     "report",
 ]
+
+_ROOMS = {
+    "ConsistentHash": "hashing",
+    "LeastRequest": "least_request",
+    "Random": "lottery",
+    "RoundRobin": "round_robin",
+}
+"""Balancers other than the default, which most programs do without."""
+
+
+def __getattr__(name: str) -> Any:
+    if name in _ROOMS:
+        from importlib import import_module
+
+        return getattr(import_module(f"meshlib.core.balance.{_ROOMS[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from scripted import PROPERTY, Draws
 
 from meshlib import Breaker, Endpoint, LeastRequest, PeakEwma, Random, RoundRobin
-from meshlib.core.balance.least_request import draw
+from meshlib.core.balance.draws import draw
 from meshlib.core.node import Node
 
 BALANCERS = [PeakEwma(), PeakEwma(choices=2), LeastRequest(), LeastRequest(choices=5), RoundRobin(), Random()]

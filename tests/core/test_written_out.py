@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from scripted import PROPERTY
 
 from meshlib import Breaker, Endpoint, LeastRequest
-from meshlib.core.balance.least_request import draw, is_better
+from meshlib.core.balance.draws import draw
+from meshlib.core.balance.least_request import is_better
 from meshlib.core.node import MEMORY, Node
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING
 
+from meshlib.core.balance.draws import draw
 from meshlib.validation import check, ruled, whole
 
 if TYPE_CHECKING:
@@ -87,22 +88,3 @@ def is_better(one: Node, other: Node, rng: Rng) -> bool:
     if one.in_flight or other.in_flight or one.effective_weight == other.effective_weight:
         return (one.in_flight + 1) / one.effective_weight < (other.in_flight + 1) / other.effective_weight
     return rng.random() * (one.effective_weight + other.effective_weight) < one.effective_weight
-
-
-def draw(nodes: Sequence[Node], rng: Rng, first: int = 0, moved: dict[int, int] | None = None) -> Iterator[Node]:
-    """The nodes in a random order, at the price of those that are asked for.
-
-    A Fisher-Yates shuffle whose swaps are kept in a dict: the list of nodes is neither copied nor changed.
-
-    Args:
-        nodes: the nodes.
-        rng: the source of chance.
-        first: how many were drawn already.
-        moved: their swaps: which node has taken whose place.
-    """
-    count = len(nodes)
-    moved = {} if moved is None else moved
-    for position in range(first, count):
-        chosen = position + int(rng.random() * (count - position))
-        yield nodes[moved.get(chosen, chosen)]
-        moved[chosen] = moved.get(position, position)

@@ -14,7 +14,7 @@ from itertools import accumulate
 from math import log
 from typing import TYPE_CHECKING
 
-from meshlib.core.balance.least_request import draw
+from meshlib.core.balance.draws import draw
 
 if TYPE_CHECKING:
     from meshlib.core.balance import Candidates

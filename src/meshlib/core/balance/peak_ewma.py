@@ -21,7 +21,7 @@ from itertools import islice
 from math import exp, inf
 from typing import TYPE_CHECKING
 
-from meshlib.core.balance.least_request import draw
+from meshlib.core.balance.draws import draw
 from meshlib.validation import check, ruled, seconds, whole
 
 if TYPE_CHECKING:
