@@ -227,17 +227,17 @@ def test_a_file_that_is_repaired_is_read_again(tmp_path: Path, monkeypatch: pyte
 @pytest.mark.parametrize(
     ("url", "path"),
     [
-        ("file:endpoints.toml", "/work/endpoints.toml"),
-        ("file:./a/b.json", "/work/a/b.json"),
+        ("file:endpoints.toml", "/srv/endpoints.toml"),
+        ("file:./a/b.json", "/srv/a/b.json"),
         ("file:/etc/orders.toml", "/etc/orders.toml"),
         ("file:///etc/orders.toml", "/etc/orders.toml"),
         ("file://localhost/etc/orders.toml", "/etc/orders.toml"),
-        ("file:a%20b%3F%25.toml", "/work/a b?%.toml"),
+        ("file:a%20b%3F%25.toml", "/srv/a b?%.toml"),
         ("file:~/orders.toml", "/home/me/orders.toml"),
     ],
 )
 def test_a_url_names_a_path(url: str, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "getcwd", lambda: "/work")
+    monkeypatch.setattr(os, "getcwd", lambda: "/srv")
     monkeypatch.setenv("HOME", "/home/me")
     resolver = File.from_url(url)
     assert (str(resolver.path), resolver.source, resolver.watch_key) == (path, f"file:{path}", ("file", path))
