@@ -190,7 +190,7 @@ def test_nodes_that_were_slow_are_tried_again_even_where_most_were(slow: int) ->
 
 
 def test_idle_nodes_that_are_alike_share_by_weight() -> None:
-    shares = firsts([a_node(0.010, weight=3), a_node(0.0124), a_node(0.0126)])
+    shares = firsts([a_node(0.010, weight=3), a_node(0.0099 * ALIKE), a_node(0.0101 * ALIKE)])
     assert shares[0] == pytest.approx(3000, rel=0.05), "the cheapest for its weight, and yet not always first"
     assert shares[1] == pytest.approx(1000, rel=0.1)
     assert shares[2] == 0
