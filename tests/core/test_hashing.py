@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scripted import PROPERTY, Stage
 
-from meshlib import Breaker, ConsistentHash, Endpoint, LeastRequest
+from meshlib import Breaker, ConsistentHash, Endpoint, PeakEwma
 from meshlib.core.balance.ring import Ring, ring_of
 from meshlib.core.node import Node
 
@@ -266,7 +266,7 @@ def test_without_a_key_calls_are_balanced(key: str | None) -> None:
     for node in nodes[1:]:
         node.in_flight = 9
     firsts = Counter(next(candidates(1000.0, key)) for _ in range(1000))
-    by_default = LeastRequest().prepare(nodes, random.Random(1))
+    by_default = PeakEwma().prepare(nodes, random.Random(1))
     assert firsts == Counter(next(by_default(1000.0, None)) for _ in range(1000))
 
 

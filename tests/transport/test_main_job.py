@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from meshes import mesh_of
-from meshlib import Mesh, Timeout, report
+from meshlib import Mesh, PeakEwma, Timeout, report
 from meshlib.core.report import Attempt
 from meshlib.testing import Upstream, upstreams
 
@@ -90,7 +90,7 @@ def test_no_call_fails_when_one_of_three_breaks(
 ) -> None:
     with upstreams(3, delay=0.01) as fleet:
         victim = fleet[1]
-        mesh = mesh_of(*fleet, timeout=Timeout(attempt=0.5, total=5))
+        mesh = mesh_of(*fleet, timeout=Timeout(attempt=0.5, total=5), balancer=PeakEwma())
         tally = Tally()
         broken_at = 0.0
 

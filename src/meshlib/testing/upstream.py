@@ -197,13 +197,14 @@ class Upstream:
         self._suspended = False
         with self._lock:
             self._hang_up()
-        process, self._process = self._process, None
+        process = self._process
         if process is not None:
             process.kill()
             process.wait()
             for pipe in (process.stdin, process.stdout):
                 if pipe is not None:
                     pipe.close()
+        self._process = None  # not sooner: an interrupt amid this leaves the rest to `close`
 
     def suspend(self) -> None:
         """Stop the process (SIGSTOP) and wait until it stands still: its port still takes connections, in silence."""

@@ -564,6 +564,10 @@ async def _respond(connection: Connection, request: Request, *, drip_head: bool 
     first = head(connection.server, request.step, None if chunked else length, keep=request.keeps_alive())
     if drip_head:
         await _drip_bytes(connection, first, request.step.interval)
+    elif isinstance(pieces, list) and not chunked and not _bodyless(request):
+        # As servers do with a short answer: one that is killed has sent all of it, or nothing.
+        await connection.send(b"".join([first, *pieces]))
+        return
     else:
         await connection.send(first)
     if not _bodyless(request):
