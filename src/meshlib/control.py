@@ -132,7 +132,7 @@ class _Run:
     def __init__(self, begin: Callable[[], None]) -> None:
         self._begin = begin
         self._selector = selectors.DefaultSelector()
-        self._loop = asyncio.SelectorEventLoop(self._selector)
+        self._loop = _Loop(self._selector)
         self._stopped = asyncio.Event()
         self._thread = threading.Thread(target=self._main, name="meshlib-control", daemon=True)
         self._thread.start()
@@ -165,6 +165,13 @@ class _Run:
         for job in jobs:
             job.cancel()
         await asyncio.wait(jobs, timeout=PATIENCE / 2) if jobs else None
+
+
+class _Loop(asyncio.SelectorEventLoop):
+    """A loop whose end waits for no thread, and starts none, which Python forbids at its exit."""
+
+    async def shutdown_default_executor(self, timeout: float | None = None) -> None:
+        """There is nothing to shut down: see `_Aside`."""
 
 
 class _Aside(ThreadPoolExecutor):
