@@ -24,6 +24,8 @@ from meshlib.errors import ResolveError
 from meshlib.transport.draining import GRACE, Clients
 from meshlib.transport.ready import Ready
 
+CLOSED = "the mesh is closed"
+
 logger = logging.getLogger("meshlib.discovery")
 
 
@@ -66,7 +68,8 @@ class Updates:
     def close(self) -> None:
         """Nobody asks any more: let those go who wait for an answer."""
         for cluster, ready in self._waits:
-            cluster.warnings = ("the mesh is closed", *cluster.warnings)
+            if CLOSED not in cluster.warnings:
+                cluster.warnings = (CLOSED, *cluster.warnings)
             ready.close()
 
     def _check(self, timeout: float) -> None:
@@ -86,11 +89,10 @@ class Updates:
         cluster.warnings = found.warnings
         if found.endpoints is None:
             return
-        source = source_of(_resolver(cluster))
         if cluster.view.nodes and not found.endpoints:
-            why = "; ".join(found.warnings) or source
+            why = "; ".join(found.warnings) or cluster.source
             logger.warning("%s has no endpoint any more (%s)", cluster.service.name, why)
-        for place in cluster.publish(found.endpoints, source, found.known_at):
+        for place in cluster.publish(found.endpoints, cluster.source, found.known_at):
             self._drain(cluster, place)
         ready.open()
 

@@ -65,6 +65,14 @@ def test_closing_cancels_what_is_asked_and_calls_make_do_with_what_is_known(upst
                 client.get("http://orders/")
 
 
+def test_closing_twice_is_said_once() -> None:
+    mesh = Mesh(Service("orders", Played("10.0.0.1:80")))
+    mesh.wait_ready(5)
+    mesh.close()
+    mesh.close()
+    assert mesh.snapshot()["orders"].warnings == ("the mesh is closed",)
+
+
 def test_closing_lets_those_go_who_wait() -> None:
     resolver = Played()
     resolver.hangs = True

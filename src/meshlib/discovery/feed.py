@@ -75,9 +75,7 @@ class Feed:
     async def run(self) -> None:
         """Follow for ever."""
         stir = self._stirred.set
-        loop = asyncio.get_running_loop()
-        self._patient_until = loop.time() + HEAD_START
-        loop.call_at(self._patient_until, stir)
+        self._patient_until = asyncio.get_running_loop().time() + HEAD_START
         try:
             for part in parts_of(self._resolver):
                 self._parts.append(self._watches.follow(part, self._service.name, stir))
