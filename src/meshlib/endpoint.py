@@ -86,6 +86,17 @@ class Endpoint:
         return _rebuild, parts
 
 
+def place_of(given: Endpoint | Place | str) -> Place:
+    """The place that an endpoint, `(host, port)` or `"host:port"` means.
+
+    Raises:
+        ConfigError: if it means none.
+    """
+    if isinstance(given, tuple) and len(given) == 2:
+        given = Endpoint(*given)
+    return (given if isinstance(given, Endpoint) else Endpoint.parse(given)).place
+
+
 def _rebuild(host: str, port: int, weight: float, priority: int, zone: str, metadata: dict[str, str]) -> Endpoint:
     return Endpoint(host, port, weight=weight, priority=priority, zone=zone, metadata=metadata)
 

@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from meshlib.discovery.static import Static
-from meshlib.endpoint import Endpoint
+from meshlib.endpoint import Endpoint, Place, place_of
 from meshlib.errors import UnknownService
 from meshlib.fork import inherited
 from meshlib.policy import TLS
@@ -148,6 +148,23 @@ class Mesh:
         now = self._clock()
         return {name: cluster.snapshot(now) for name, cluster in self._clusters.items()}
 
+    def eject(self, service: str, place: Place | Endpoint | str) -> None:
+        """Take an endpoint out by hand: it gets no call until `restore`, not even in panic. What it works on goes on.
+
+        Args:
+            service: its name.
+            place: the endpoint, its `(host, port)`, or `"host:port"`.
+
+        Raises:
+            UnknownService: if the service is not declared.
+            ValueError: if it has no such endpoint now.
+        """
+        self._cluster(service).bar(place_of(place), self._clock())
+
+    def restore(self, service: str, place: Place | Endpoint | str) -> None:
+        """End an ejection, whether it was made by hand or by the breaker: calls come back on a ramp. See `eject`."""
+        self._cluster(service).unbar(place_of(place), self._clock())
+
     def wait_ready(self, timeout: float) -> None:
         """Start finding endpoints now, and block until every service has a first answer.
 
@@ -223,6 +240,11 @@ class Mesh:
         self._updates = Updates(clusters, self._control, self._clients, self._clock, rng)
         weakref.finalize(self, self._control.close, 0.0).atexit = False  # the control plane sees to that exit itself
 
+    def _cluster(self, service: str) -> Cluster:
+        if not isinstance(service, str) or service not in self._clusters:
+            raise UnknownService(str(service), self._clusters)
+        return self._clusters[service]
+
     def _router(self) -> Router:
         from meshlib.transport.router import Router
 
@@ -239,8 +261,7 @@ class Mesh:
         for name in kwargs.keys() & NOT_FOR_CLIENTS.keys():
             raise TypeError(f"a mesh's client takes no {name!r}: {NOT_FOR_CLIENTS[name]}")
         if service is not None:
-            if not isinstance(service, str) or service not in self._clusters:
-                raise UnknownService(str(service), self._clusters)
+            self._cluster(service)
             kwargs = {"base_url": f"http://{service}", **kwargs}
         # The environment's proxies and credentials are for the world outside; a mesh knows its endpoints.
         return {"timeout": None, "trust_env": False, **kwargs}

@@ -108,23 +108,42 @@ class Retry(_Checked):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Breaker(_Checked):
-    """When a node is ejected, and for how long.
+    """When a node is ejected, for how long, and when nobody is.
 
     Args:
         consecutive: failures in a row that open the breaker. Default 5.
+        success_rate: share of successes below which it opens as well, once there are `min_calls` to judge by. Default
+            0.8.
+        window: seconds of which the rate is taken. Default 30.
+        min_calls: outcomes within the window that it takes. Default 10, which a caller reaches who makes a call in
+            three seconds.
         open_for: seconds until the first probe, +-50 % so that a fleet of callers does not probe as one. Default 2.
-        max_open_for: `open_for` doubles with each failed probe up to this many seconds. Default 60.
-        max_ejected: the largest share of the nodes that may be ejected at once; one always may be, the last never.
-            Default 0.5.
+        max_open_for: `open_for` doubles with each failed probe up to this many seconds. Default 60. (While calls run on
+            a lower level, a probe is never more than 15 s away.)
+        ramp: seconds in which a node that has come back gets its full weight again, in ten steps from a tenth. Default
+            10; 0 for at once.
+        max_ejected: the largest share of the nodes of one priority that may be ejected at once; one always may be, the
+            last never. Default 0.5. It does not count while a lower level has a node to go to.
+        panic: with a smaller share of healthy nodes than this, and no lower level to go to, breakers and checks are
+            ignored: the survivors would not bear the load of all. Default 0.5; 0 for never.
+        slow_call: seconds after which an answer counts as a failure, whatever it says. Default None: none does.
+        enforce: False to count what would be ejected, and eject nothing. Default True.
 
     Raises:
         ConfigError: if a value is out of bounds; it names each.
     """
 
     consecutive: int = ruled(whole(at_least=1), default=5)
+    success_rate: float = ruled(number(at_least=0, at_most=1), default=0.8)
+    window: float = seconds(30.0)
+    min_calls: int = ruled(whole(at_least=1), default=10)
     open_for: float = seconds(2.0)
     max_open_for: float = seconds(60.0)
+    ramp: float = ruled(number(at_least=0), default=10.0)
     max_ejected: float = ruled(number(at_least=0, at_most=1), default=0.5)
+    panic: float = ruled(number(at_least=0, at_most=1), default=0.5)
+    slow_call: float | None = ruled(lambda value: None if value is None else number(above=0)(value), default=None)
+    enforce: bool = ruled(lambda value: None if isinstance(value, bool) else "must be True or False", default=True)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

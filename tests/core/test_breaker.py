@@ -218,7 +218,7 @@ class AnySequence(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.breaker = NodeBreaker(Breaker(consecutive=3))
+        self.breaker = NodeBreaker(Breaker(consecutive=3, success_rate=0.0))
         self.rng = random.Random(5)
         self.now = 1000.0
         self.failures = 0
@@ -226,7 +226,7 @@ class AnySequence(RuleBasedStateMachine):
         """The permit of the probe that is out, and when it lapses."""
 
     def known(self) -> tuple[Any, ...]:
-        return tuple(getattr(self.breaker, name) for name in NodeBreaker.__slots__)
+        return tuple(str(getattr(self.breaker, name)) for name in NodeBreaker.__slots__)
 
     @rule(seconds=st.floats(0, 5) | st.floats(0, 100))
     def wait(self, seconds: float) -> None:

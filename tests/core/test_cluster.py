@@ -182,7 +182,7 @@ def test_a_snapshot_says_why_a_node_is_eligible_or_not() -> None:
     look()
     assert seen == [
         ("closed", True, "closed"),
-        ("open", False, "ejected after failures in a row"),
+        ("open", False, "ejected after 5 failures in a row"),
         ("open", True, "the next call is the probe"),
         ("half_open", False, "a probe is under way"),
         ("half_open", True, "a probe is due"),

@@ -12,8 +12,10 @@ sync and the async driver differ only in how they wait.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
+from itertools import chain
 
 from meshlib.core.backoff import delay_before
+from meshlib.core.breaker import UNHEARD
 from meshlib.core.cluster import Cluster
 from meshlib.core.node import Node
 from meshlib.core.outcome import REJECTING, End, Outcome, outcome_of_end, outcome_of_status, verdict_of
@@ -27,6 +29,13 @@ OK = Outcome.ok  # an enum's member costs more to find than the rest of the line
 
 LONGEST_SHUN = 10.0
 """Seconds that balancers take a `Retry-After` for, at most: it is one server's word, and forgotten only slowly."""
+
+STALLED = 0.25
+"""Seconds after its own deadline at which an attempt's end tells of us rather than of its node (rule B6): a timer that
+goes off so late was kept by a blocked event loop, or by a machine that was suspended."""
+
+RESERVED = 5.0
+"""Seconds that a probe which is due waits for a call that may be repeated, before another has to make it."""
 
 LAPSE = 1.0
 """Seconds after its deadline at which an attempt that never reported is taken for lost."""
@@ -91,12 +100,15 @@ class Call:
                 return None
             deadline = self.deadline
         cluster = self.cluster
+        if now >= cluster.changes_at:
+            cluster.refresh(now)
         with cluster.lock:
             if cluster.orphans:
                 cluster.collect_orphans()
             attempt = (self._choose if self._kind == "first" else self._choose_next)(now, deadline)
-        if attempt is not None:
-            self.report.attempts.append(attempt)
+            if attempt is not None:
+                cluster.in_flight += 1
+                self.report.attempts.append(attempt)
         return attempt
 
     def restart(self, attempt: Attempt, now: float) -> None:
@@ -159,7 +171,7 @@ class Call:
         with self.cluster.lock:
             attempt.outcome = self._judge(attempt, now, end, sent)
             if whole or end is not None:
-                attempt.finish()
+                self.cluster.in_flight -= attempt.finish()
             return self._follow(attempt, now, end, sent, resendable)
 
     def succeed(self, attempt: Attempt, now: float, status: int, whole: bool) -> None:
@@ -174,10 +186,14 @@ class Call:
         with cluster.lock:
             node.settle(attempt.number, now, True)
             breaker = node.breaker
-            if breaker.failures_in_a_row or breaker.state != "closed":  # else it has nothing to learn
+            if attempt.seconds > cluster.slow_call:
+                cluster.record(node, attempt.permit, False, now)
+            elif now < breaker.quiet_until and attempt.permit == breaker.generation:
+                breaker.successes += 1
+            else:
                 cluster.record(node, attempt.permit, True, now)
             if whole:
-                attempt.finish()
+                cluster.in_flight -= attempt.finish()
             bucket = cluster.bucket
             if bucket.tokens < bucket.capacity:  # else there is nothing to give back
                 bucket.succeeded(self._paid)
@@ -190,11 +206,15 @@ class Call:
             now: the time.
             died: what killed the body, in words, if it did not end well: one more failure of the node.
         """
-        with self.cluster.lock:
-            if attempt.finish() and died is not None and attempt.outcome is Outcome.ok:
+        cluster = self.cluster
+        with cluster.lock:
+            if not attempt.finish():
+                return
+            cluster.in_flight -= 1
+            if died is not None and attempt.outcome is Outcome.ok:
                 attempt.outcome, attempt.error = Outcome.failed, died
                 attempt.node.failures += 1
-                self.cluster.record(attempt.node, attempt.permit, False, now)
+                cluster.record(attempt.node, attempt.permit, False, now)
 
     def is_expired(self, now: float) -> bool:
         """Whether the total time has run out."""
@@ -203,36 +223,59 @@ class Call:
     def _choose_next(self, now: float, deadline: float) -> Attempt | None:
         """Another attempt: a transparent one where the last was, else see `_choose`."""
         attempt, node = None, self.report.attempts[-1].node
-        if self._kind == "transparent" and (permit := node.breaker.admit(now, deadline + LAPSE)) is not None:
-            attempt = Attempt(node, permit, "again", now, deadline)
+        if self._kind == "transparent":
+            attempt = self._attempt_at(node, "again", now, deadline)
         attempt = attempt or self._choose(now, deadline, self._tried())
         if attempt is not None:
             attempt.kind, attempt.waited = self._kind, self._waited
         return attempt
 
     def _choose(self, now: float, deadline: float, tried: Collection[Node] = ()) -> Attempt | None:
-        """An attempt on the next node whose breaker admits this call: one not tried yet, else the best again (C2)."""
+        """An attempt on the next node that may be called: one not tried yet, else the best again (C2)."""
         view = self.cluster.view
         if self._walked is not view:  # what was removed meanwhile gets no attempt
             self._walk, self._walked = view.candidates(now, self._key), view
+        if view.ejected and not tried and (attempt := self._probe(view, now, deadline)) is not None:
+            return attempt
         for node in self._walk:
             if node in tried:
                 continue
             breaker = node.breaker
-            if breaker.state == "closed":  # nearly always: then `admit` has nothing to decide
+            if breaker.state == "closed":  # nearly always
                 return Attempt(node, breaker.generation, view.balancer, now, deadline)
-            if (permit := breaker.admit(now, deadline + LAPSE)) is not None:
-                return Attempt(node, permit, "probe", now, deadline)
+            if (attempt := self._attempt_at(node, view.balancer, now, deadline)) is not None:
+                return attempt
         return self._choose_again(list(view.candidates(now, self._key)), now, deadline)
+
+    def _probe(self, view: View, now: float, deadline: float) -> Attempt | None:
+        """An attempt on an ejected node that is due for its probe, if there is one.
+
+        Balancers would come to it late: they remember its failures. It is better made by a call that can go on to
+        another endpoint when it fails, so the others leave it to those for a while.
+        """
+        due = now if self.repeatable else now - RESERVED
+        for node in view.ejected:
+            if node.is_due(due) and (attempt := self._attempt_at(node, "probe", now, deadline)) is not None:
+                return attempt
+        return None
+
+    def _attempt_at(self, node: Node, why: str, now: float, deadline: float) -> Attempt | None:
+        """An attempt on this very node, if its breaker admits the call, or a panic does."""
+        is_closed = node.breaker.state == "closed"
+        permit = node.breaker.admit(now, deadline + LAPSE)
+        if permit is None:
+            if node not in self.cluster.view.panicking:
+                return None
+            return Attempt(node, UNHEARD, "panic", now, deadline)
+        return Attempt(node, permit, why if is_closed else "probe", now, deadline)
 
     def _choose_again(self, nodes: list[Node], now: float, deadline: float) -> Attempt | None:
         """The walk is over: a node that has come or come back since it began, else the best of all once more."""
         tried = self._tried()
-        for node in sorted(nodes, key=tried.__contains__):
-            if (permit := node.breaker.admit(now, deadline + LAPSE)) is not None:
-                why = "again" if node in tried else "late"
-                why = "probe" if node.breaker.state == "half_open" else why
-                return Attempt(node, permit, why, now, deadline)
+        for node in sorted([*nodes, *self.cluster.view.ejected], key=tried.__contains__):
+            why = "again" if node in tried else "late"
+            if (attempt := self._attempt_at(node, why, now, deadline)) is not None:
+                return attempt
         return None
 
     def _tried(self) -> list[Node]:
@@ -247,7 +290,7 @@ class Call:
             outcome = outcome_of_status(attempt.status)
         else:
             outcome = outcome_of_end(end, sent=sent, lasted=attempt.seconds, usual=node.usual or None)
-        verdict = verdict_of(outcome, attempt.status, end)
+        verdict = verdict_of(outcome, attempt.status, end) if now <= attempt.deadline + STALLED else None
         node.settle(attempt.number, now, verdict)
         if verdict is None and end is End.deadline:
             node.give_up(attempt.seconds, now)
@@ -303,5 +346,8 @@ class Call:
 
     def _untried(self, now: float) -> bool:
         """Whether there is a usable node this call has not been to."""
-        tried = self._tried()
-        return any(node.breaker.is_eligible(now) and node not in tried for node in self.cluster.view.nodes)
+        tried, view = self._tried(), self.cluster.view
+        return any(
+            node not in tried and (node.breaker.is_eligible(now) or node in view.panicking)
+            for node in chain(view.offered, view.ejected)
+        )

@@ -1,13 +1,16 @@
 """The live state of one service: its nodes, its view, its retry budget, and the one lock over them.
 
-Decides which nodes survive a change of the endpoints and tells breakers their verdicts. It publishes a new view by one
-assignment. It never resolves a name and never does I/O; the lock is held for arithmetic only.
+Decides which nodes survive a change of the endpoints, tells breakers their verdicts, and knows when what they have come
+to makes a new view necessary, which it publishes by one assignment. It never resolves a name and never does I/O; the
+lock is held for arithmetic only.
 """
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Sequence
+from functools import partial
+from math import inf
 from threading import Lock
 from typing import TYPE_CHECKING, Protocol
 
@@ -16,8 +19,8 @@ from meshlib.core.budget import Bucket
 from meshlib.core.chance import Rng
 from meshlib.core.node import Node, remembering
 from meshlib.core.report import Attempt
-from meshlib.core.snapshot import NodeSnapshot, ServiceSnapshot, quantile
-from meshlib.core.view import View
+from meshlib.core.snapshot import NodeSnapshot, ServiceSnapshot
+from meshlib.core.view import View, most_ejected
 from meshlib.endpoint import Endpoint, Place
 
 if TYPE_CHECKING:
@@ -26,6 +29,16 @@ if TYPE_CHECKING:
 
 SHOWN = 5
 """Warnings that an error repeats; a list may hold a thousand names that cannot be looked up."""
+
+
+HURRY = 15.0
+"""Seconds to the next probe of a node, at most, while calls run on a level below it (rule B2)."""
+
+CROWD = 100
+"""Nodes from which on changes of their health share a new view, if they come within a moment."""
+
+MOMENT = 2e-5
+"""Seconds of such a moment, for each node: some ten times what a view takes to build."""
 
 
 class Pending(Protocol):
@@ -54,6 +67,10 @@ class Cluster:
         source: where the endpoints come from, for people.
         is_known: whether there was a first answer, which may have been that there is no endpoint.
         warnings: what people should know of the endpoints and where they come from.
+        changes_at: when the view is to be built anew; see `refresh`.
+        slow_call: seconds after which an answer counts as a failure.
+        in_flight: attempts whose response has not ended.
+        panics: how often a panic has begun.
         keyless: calls that brought no key to a balancer that goes by one.
         bucket: the retry budget.
         orphans: attempts whose response was garbage-collected without being closed. A finalizer may run while this
@@ -67,16 +84,20 @@ class Cluster:
         self.lock = Lock()
         self._publishing = Lock()
         self.bucket = Bucket(service.retry.budget)
+        self.slow_call = inf if service.breaker.slow_call is None else service.breaker.slow_call
         self.orphans: deque[Attempt] = deque()
         self._nodes: dict[Place, Node] = {}
         self._published: dict[Place, Endpoint] = {}
+        self._sizes: Counter[int] = Counter()
+        self._ejected: Counter[int] = Counter()
         self.source = ""
         self._known_at = 0.0
         self.pending: Pending | None = None
         self.is_known = False
         self.warnings: tuple[str, ...] = ()
-        self.keyless = 0
-        self.view = View.build((), service, rng, zone)
+        self.in_flight = self.panics = self.keyless = 0
+        self.changes_at, self._built_at = inf, -inf
+        self.view = View.build((), service, rng, zone, 0.0)
 
     def publish(self, endpoints: Sequence[Endpoint], source: str, now: float) -> list[Place]:
         """Take over a set of endpoints; places that stay keep their node.
@@ -94,19 +115,56 @@ class Cluster:
             gone = [place for place in self._nodes if place not in wanted]
             if wanted != self._published:
                 nodes = {
-                    place: self._nodes.get(place) or remembering(endpoint, self.service.breaker, self.service.balancer)
-                    for place, endpoint in wanted.items()
+                    place: self._nodes.get(place) or self._newcomer(endpoint) for place, endpoint in wanted.items()
                 }
                 with self.lock:
                     for node, endpoint in zip(nodes.values(), wanted.values(), strict=True):
-                        node.endpoint, node.effective_weight = endpoint, float(endpoint.weight)
-                # A balancer may take long, while calls go on; the user's may raise.
-                view = View.build(tuple(nodes.values()), self.service, self.rng, self._zone)
-                with self.lock:
-                    self.view, self._nodes, self._published = view, nodes, wanted
+                        node.endpoint = endpoint
+                self._build(nodes, now)
+                self._published = wanted
             self.source, self._known_at = source, now
             self.is_known = True  # now that the view is there: who waits for this looks without the lock
         return gone
+
+    def refresh(self, now: float) -> None:
+        """Build the view anew if a node's health has changed, or its ramp has come to the next step.
+
+        Whoever comes here at or after `changes_at` does it, without the lock. If somebody else is at it, the view of
+        before does for once: what is offered is held against the breakers in any case.
+        """
+        if now >= self.changes_at and self._publishing.acquire(blocking=False):
+            try:
+                self._build(self._nodes, now)
+            finally:
+                self._publishing.release()
+
+    def heard(self, place: Place, healthy: bool, now: float) -> None:
+        """A check has come to know whether the endpoint is healthy."""
+        with self.lock:
+            node = self._nodes.get(place)
+            if node is not None and node.health is not healthy:
+                node.health = healthy
+                self._change(now)
+
+    def bar(self, place: Place, now: float) -> None:
+        """Take an endpoint out by hand: it gets no call until `unbar`, whatever happens.
+
+        Raises:
+            ValueError: if there is no such endpoint now.
+        """
+        with self.lock:
+            self._at(place).is_barred = True
+            self._change(now)
+
+    def unbar(self, place: Place, now: float) -> None:
+        """End an ejection, be it by hand or by its breaker; see `bar`. Calls come back on a ramp."""
+        with self.lock:
+            node = self._at(place)
+            node.is_barred = False
+            was = node.breaker.state
+            if node.breaker.close(now):
+                self._has_turned(node, was, now)
+            self._change(now)
 
     def has(self, place: Place) -> bool:
         """Whether a place is one of its endpoints."""
@@ -126,7 +184,12 @@ class Cluster:
 
     def record(self, node: Node, permit: int, success: bool | None, now: float) -> None:
         """Tell a node's breaker a verdict. Under the lock."""
-        node.breaker.record(permit, success, now, self.view.may_eject, self.rng)
+        breaker = node.breaker
+        was, was_healthy = breaker.state, breaker.is_healthy
+        if breaker.record(permit, success, now, partial(self._may_eject, node, now), self.rng):
+            self._has_turned(node, was, now)
+        if breaker.is_healthy != was_healthy:
+            self._change(now)
 
     def count_keyless(self) -> None:
         """A call has brought no key."""
@@ -136,25 +199,93 @@ class Cluster:
     def collect_orphans(self) -> None:
         """Count the ends of responses that were garbage-collected. Under the lock."""
         while self.orphans:
-            self.orphans.popleft().finish()
+            self.in_flight -= self.orphans.popleft().finish()
+
+    def _at(self, place: Place) -> Node:
+        if (node := self._nodes.get(place)) is None:
+            known = ", ".join(str(each.endpoint) for each in list(self._nodes.values())[:SHOWN])
+            raise ValueError(
+                f"{self.service.name} has no endpoint {place[0]}:{place[1]} now (known: {known or 'none'})"
+            )
+        return node
+
+    def _newcomer(self, endpoint: Endpoint) -> Node:
+        node = remembering(endpoint, self.service.breaker, self.service.balancer)
+        node.awaits_check = self.is_known and getattr(self.service, "health", None) is not None
+        return node
+
+    def _build(self, nodes: dict[Place, Node], now: float) -> None:
+        """Swap in a view of these nodes."""
+        with self.lock:
+            for node in nodes.values():
+                node.effective_weight = node.endpoint.weight * node.breaker.share(now)
+            was, self.changes_at = self.changes_at, inf  # until something changes while we build
+        try:  # a balancer may take long, while calls go on
+            view = View.build(tuple(nodes.values()), self.service, self.rng, self._zone, now)
+        except BaseException:  # the user's may raise
+            self.changes_at = was
+            raise
+        with self.lock:
+            self.panics += view.panic and not self.view.panic
+            self.view, self._nodes, self._built_at = view, nodes, now
+            self._sizes = Counter(node.endpoint.priority for node in view.nodes)
+            self._ejected = Counter(node.endpoint.priority for node in view.nodes if node.breaker.state != "closed")
+            self.changes_at = min(self.changes_at, view.until)
+            for node in view.ejected:
+                self._hurry(node, now)
+
+    def _change(self, now: float) -> None:
+        """The view is to be built anew. Under the lock."""
+        crowd = len(self._nodes)
+        self.changes_at = now if crowd <= CROWD else min(self.changes_at, max(now, self._built_at + crowd * MOMENT))
+
+    def _may_eject(self, node: Node, now: float) -> bool:
+        """Whether one more node may be ejected (rule B3). Under the lock."""
+        priority, nodes = node.endpoint.priority, self._nodes.values()
+        if any(level > priority for level in self._sizes) and any(
+            each.endpoint.priority > priority and each.may_serve(now) for each in nodes
+        ):
+            return True
+        if self._ejected[priority] >= most_ejected(self._sizes[priority], self.service.breaker.max_ejected):
+            return False
+        return any(each.is_usable for each in nodes if each is not node and each.endpoint.priority == priority)
+
+    def _has_turned(self, node: Node, was: str, now: float) -> None:
+        """A node's breaker has opened or closed. Under the lock."""
+        priority = node.endpoint.priority
+        if node.breaker.state == "closed":
+            self._ejected[priority] -= 1
+            node.recover(now)
+        else:
+            self._ejected[priority] += was == "closed"
+            self._hurry(node, now)
+
+    def _hurry(self, node: Node, now: float) -> None:
+        """While calls run on a level below it, a node is not left alone for long. Under the lock."""
+        if node.endpoint.priority < self.view.priority:
+            node.breaker.probe_by(now + HURRY)
 
     def forget(self) -> None:
         """After a fork, in the child: nobody holds the lock, and no attempt of the parent's is ours."""
         self.lock, self._publishing = Lock(), Lock()
         self.orphans.clear()
+        self.in_flight = 0
         for node in self._nodes.values():
             node.forget_open()
 
     def snapshot(self, now: float) -> ServiceSnapshot:
         """The state of the service as frozen values."""
+        self.refresh(now)
         with self.lock:
             self.collect_orphans()
-            nodes = tuple(_node_snapshot(node, now) for node in self.view.nodes)
+            view = self.view
+            offered = set(view.offered)
+            nodes = tuple(NodeSnapshot.of(node, node in offered, node in view.panicking, now) for node in view.nodes)
             return ServiceSnapshot(
                 name=self.service.name,
                 nodes=nodes,
-                in_flight=sum(node.in_flight for node in nodes),
-                panic=False,
+                in_flight=self.in_flight,
+                panic=view.panic,
                 budget_tokens=self.bucket.tokens,
                 source=self.source,
                 age=now - self._known_at if self.is_known else None,
@@ -169,30 +300,3 @@ class Cluster:
         if isinstance(balancer, ConsistentHash):
             doubts += balancer.doubts(len(self.view.nodes))
         return doubts
-
-
-def _node_snapshot(node: Node, now: float) -> NodeSnapshot:
-    eligible = node.breaker.is_eligible(now)
-    latencies = sorted(node.latencies)
-    return NodeSnapshot(
-        endpoint=str(node.endpoint),
-        state=node.breaker.state,
-        eligible=eligible,
-        why=_why(node, eligible),
-        in_flight=node.in_flight,
-        attempts=node.attempts,
-        failures=node.failures,
-        ewma=node.ewma,
-        weight=node.effective_weight,
-        rate=node.rate(now),
-        p50=quantile(latencies, 0.50),
-        p99=quantile(latencies, 0.99),
-    )
-
-
-def _why(node: Node, eligible: bool) -> str:
-    if node.breaker.state == "closed":
-        return "closed"
-    if node.breaker.state == "half_open":
-        return "a probe is due" if eligible else "a probe is under way"
-    return "the next call is the probe" if eligible else "ejected after failures in a row"

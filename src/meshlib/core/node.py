@@ -46,6 +46,9 @@ class Node:
         observed_at: when these were last brought up to date; -inf before the first answer.
         effective_weight: what the view gives the balancer to work with.
         breaker: the state machine.
+        health: what its checks say; None before the first one, and without any.
+        awaits_check: whether it is to be called only after a first check, as long as there are others.
+        is_barred: whether it was taken out by hand.
         inherited: attempts made before the last fork, which are not ours to count.
     """
 
@@ -56,13 +59,16 @@ class Node:
         "_rate",
         "_rated_at",
         "attempts",
+        "awaits_check",
         "breaker",
         "effective_weight",
         "endpoint",
         "ewma",
         "failures",
+        "health",
         "in_flight",
         "inherited",
+        "is_barred",
         "latencies",
         "observed_at",
         "usual",
@@ -72,6 +78,8 @@ class Node:
         self.endpoint = endpoint
         self.effective_weight = float(endpoint.weight)
         self.breaker = NodeBreaker(breaker)
+        self.health: bool | None = None
+        self.awaits_check = self.is_barred = False
         self.inherited = 0
         self.in_flight = 0
         self.attempts = 0
@@ -84,6 +92,29 @@ class Node:
         self._penalty = penalty
         self._rate = 0.0
         self._rated_at = -inf
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether neither its breaker nor its checks speak against calling it."""
+        return self.breaker.state == "closed" and self.health is not False
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether its first check is still to come, and to be waited for."""
+        return self.awaits_check and self.health is None
+
+    @property
+    def is_ejected(self) -> bool:
+        """Whether all that speaks against it is its breaker, so that a probe can bring it back."""
+        return self.breaker.state != "closed" and self.health is not False and not self.is_barred
+
+    def is_due(self, now: float) -> bool:
+        """Whether it waits for a probe that may be made now."""
+        return self.is_ejected and self.breaker.is_eligible(now)
+
+    def may_serve(self, now: float) -> bool:
+        """Whether a call could go there now, be it as a probe."""
+        return not self.is_barred and (self.is_usable or self.is_due(now))
 
     @property
     def oldest_open(self) -> float | None:
@@ -130,6 +161,12 @@ class Node:
     def finish(self) -> None:
         """The attempt's response has ended."""
         self.in_flight -= 1
+
+    def recover(self, now: float) -> None:
+        """It is well again: its last attempt tells what to expect, and the failures before it do not."""
+        if self.latencies:
+            self.ewma = self.usual = self.latencies[-1]
+            self.observed_at = now
 
     def forget_open(self) -> None:
         """No attempt is under way: those that were belong to another process."""

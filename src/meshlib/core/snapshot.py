@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from meshlib.core.breaker import State
+from meshlib.core.breaker import NodeBreaker, State
+from meshlib.core.node import Node
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,6 +45,32 @@ class NodeSnapshot:
     rate: float
     p50: float | None
     p99: float | None
+
+    @classmethod
+    def of(cls, node: Node, is_offered: bool, panics: bool, now: float) -> NodeSnapshot:
+        """What a node looks like.
+
+        Args:
+            node: the node.
+            is_offered: whether it is a candidate of the view.
+            panics: whether that is so whatever its breaker and its checks say.
+            now: the time.
+        """
+        latencies = sorted(node.latencies)
+        return cls(
+            endpoint=str(node.endpoint),
+            state=node.breaker.state,
+            eligible=panics or (is_offered and node.is_usable) or node.is_due(now),
+            why=_why(node, is_offered, panics, now),
+            in_flight=node.in_flight,
+            attempts=node.attempts,
+            failures=node.failures,
+            ewma=node.ewma,
+            weight=node.effective_weight,
+            rate=node.rate(now),
+            p50=quantile(latencies, 0.50),
+            p99=quantile(latencies, 0.99),
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values that `json.dumps` takes."""
@@ -78,6 +105,30 @@ class ServiceSnapshot:
     def to_dict(self) -> dict[str, Any]:
         """As plain values that `json.dumps` takes."""
         return {**asdict(self), "nodes": [node.to_dict() for node in self.nodes], "warnings": list(self.warnings)}
+
+
+def _why(node: Node, is_offered: bool, panics: bool, now: float) -> str:
+    """Why a node is eligible or not, in words."""
+    if node.is_barred:
+        return "taken out by hand"
+    if node.is_waiting and not is_offered:
+        return "its first check is still to come"
+    said = "its checks fail" if node.health is False else _why_by_breaker(node.breaker, now)
+    return f"called in panic ({said})" if panics and not node.is_usable else said
+
+
+def _why_by_breaker(breaker: NodeBreaker, now: float) -> str:
+    if breaker.state == "half_open":
+        return "a probe is due" if breaker.is_eligible(now) else "a probe is under way"
+    if breaker.state == "open":
+        return "the next call is the probe" if breaker.is_eligible(now) else f"ejected after {breaker.why}"
+    if breaker.is_refused:
+        return f"not ejected after {breaker.why}: too many others are"
+    if (share := breaker.share(now)) < 1.0:
+        return f"closed, on its ramp: {share:.0%} of its weight"
+    if breaker.unenforced:
+        return f"closed; would have been ejected {breaker.unenforced} times, at last after {breaker.why}"
+    return "closed"
 
 
 def quantile(ordered: Sequence[float], share: float) -> float | None:

@@ -1,14 +1,21 @@
 """The view: the nodes of a service as the request path sees them, and the balancer's index over them.
 
 Decides which nodes a call may be offered, in which order, and whether one more may be ejected. It is immutable and
-swapped whole by one assignment, so readers take no lock. It never changes a node.
+swapped whole by one assignment, so readers take no lock; it is built anew when a node comes, goes, is ejected, comes
+back or is a step further on its ramp, never for a call. It never changes a node.
+
+One level at a time (rule D6): the first with `min_healthy` healthy nodes is called, those after it serve the calls that
+have failed there, and levels that are too small come last. Where fewer than the share `panic` of a level are healthy,
+and no lower level is there to go to, it is in panic (rule B3): all of its nodes are called, whatever breakers and checks
+say, since a few survivors would not bear the load of all.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import chain
+from math import inf
 from typing import TYPE_CHECKING, NamedTuple
 
 from meshlib.core.balance import Balancer, Candidates
@@ -16,7 +23,44 @@ from meshlib.core.chance import Rng
 from meshlib.core.node import Node
 
 if TYPE_CHECKING:
+    from meshlib.policy import Limit
     from meshlib.service import Service
+
+
+class Level(NamedTuple):
+    """The nodes of one priority.
+
+    Attributes:
+        priority: theirs.
+        nodes: all of them, but those that were taken out by hand.
+        usable: those that neither breaker nor check speaks against.
+        healthy: how many of these have not failed enough to be ejected, had there been room for it.
+        known: how many nodes that is of. New ones that still wait for their first check are neither.
+    """
+
+    priority: int
+    nodes: Sequence[Node]
+    usable: Sequence[Node]
+    healthy: int
+    known: int
+
+    @classmethod
+    def of(cls, priority: int, nodes: Sequence[Node]) -> Level:
+        """What the nodes of this priority come to."""
+        present = [node for node in nodes if not node.is_barred]
+        known = [node for node in present if not node.is_waiting]
+        usable = [node for node in known if node.is_usable]
+        if not usable:  # rather an endpoint that nobody has looked at than none
+            known, usable = present, [node for node in present if node.is_usable]
+        healthy = sum(node.breaker.is_healthy for node in usable)
+        return cls(priority, present, usable, healthy, len(known))
+
+    def panics(self, levels: Sequence[Level], service: Service) -> bool:
+        """Whether too few of them are healthy, and there is no lower level to go to."""
+        if self.healthy >= service.breaker.panic * self.known:
+            return False
+        good = [level.priority for level in levels if level.healthy >= service.min_healthy]
+        return not any(priority > self.priority for priority in good) if self.priority in good else not good
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,83 +71,106 @@ class View:
         nodes: all of them.
         candidates: the balancer's order for one call, level after level.
         balancer: its name, which is the reason most endpoints are chosen for.
-        most_ejected: how many nodes may be ejected at once.
+        offered: the nodes that are candidates.
+        ejected: those whose breakers wait for a probe, which calls on this view make.
+        panicking: the candidates that are called whatever breakers and checks say.
+        priority: of the level that is called.
+        panic: whether that one is in panic.
+        until: when a node is a step further on its ramp.
     """
 
     nodes: tuple[Node, ...]
     candidates: Candidates
     balancer: str
-    most_ejected: int
+    offered: tuple[Node, ...] = ()
+    ejected: tuple[Node, ...] = ()
+    panicking: frozenset[Node] = frozenset()
+    priority: int = 0
+    panic: bool = False
+    until: float = inf
 
     @classmethod
-    def build(cls, nodes: tuple[Node, ...], service: Service, rng: Rng, zone: str = "") -> View:
+    def build(cls, nodes: tuple[Node, ...], service: Service, rng: Rng, zone: str, now: float) -> View:
         """Prepare the service's balancer for these nodes, level by level, and within a level for `zone` first.
 
-        At most the share `max_ejected` of them may be ejected, one always, the last never (rule B3): a caller that
-        ejects on local evidence must not send everybody to the survivors.
+        Args:
+            nodes: with their effective weights of now.
+            service: whose they are.
+            rng: the only source of chance.
+            zone: where this process is; empty if that does not count.
+            now: the time.
         """
-        balancer, count = service.balancer, len(nodes)
-        levels = [Level(level, _near_first(level, balancer, rng, zone)) for level in _by_priority(nodes)]
-        candidates = levels[0].candidates if len(levels) == 1 else _in_order(levels, service.min_healthy)
-        most = min(count - 1, max(1, int(count * service.breaker.max_ejected)))
-        return cls(nodes, candidates, type(balancer).__name__, most)
+        levels = _in_order(nodes, service.min_healthy)
+        panicking = {level.priority for level in levels if level.panics(levels, service)}
+        orders: list[Candidates] = []
+        offered: list[Node] = []
+        for level in levels:
+            panics = level.priority in panicking
+            pool = level.nodes if panics else level.usable
+            if pool:
+                orders.append(_order(level, pool, service.balancer, rng, "" if panics else zone))
+                offered += pool
+        called = levels[0].priority if levels else 0
+        return cls(
+            nodes,
+            _with_room(_one_by_one(orders), getattr(service, "limit", None)),
+            type(service.balancer).__name__,
+            tuple(offered),
+            tuple(node for node in nodes if node.is_ejected and node.endpoint.priority <= called),
+            frozenset(node for level in levels if level.priority in panicking for node in level.nodes),
+            called,
+            called in panicking,
+            min((node.breaker.next_step(now) for node in nodes), default=inf),
+        )
 
-    def may_eject(self) -> bool:
-        """Whether one more node may be ejected."""
-        return sum(node.breaker.state != "closed" for node in self.nodes) < self.most_ejected
+
+def most_ejected(count: int, share: float) -> int:
+    """How many of so many nodes may be ejected: the share, but one always and the last never (rule B3).
+
+    A caller that ejects on local evidence must not send everybody to the survivors.
+    """
+    return min(count - 1, max(1, int(count * share)))
 
 
-class Level(NamedTuple):
-    """The nodes of one priority, and the balancer's order over them."""
-
-    nodes: Sequence[Node]
-    candidates: Candidates
-
-
-def _by_priority(nodes: Sequence[Node]) -> list[list[Node]]:
-    """The nodes of each priority, the preferred ones first."""
-    priorities = sorted({node.endpoint.priority for node in nodes})
-    return [[node for node in nodes if node.endpoint.priority == priority] for priority in priorities]
+def _in_order(nodes: Sequence[Node], min_healthy: int) -> list[Level]:
+    """The levels in the order in which they are called."""
+    by_priority: dict[int, list[Node]] = {}
+    for node in nodes:
+        by_priority.setdefault(node.endpoint.priority, []).append(node)
+    levels = [Level.of(priority, by_priority[priority]) for priority in sorted(by_priority)]
+    return sorted(levels, key=lambda level: level.healthy < min_healthy)
 
 
-def _near_first(nodes: Sequence[Node], balancer: Balancer, rng: Rng, zone: str) -> Candidates:
+def _order(level: Level, pool: Sequence[Node], balancer: Balancer, rng: Rng, zone: str) -> Candidates:
     """The balancer's order over a level: the nodes of our zone before the others, while half of them may be used.
 
     With fewer, what is left of them would have to bear all that comes from the zone: then the zone does not count.
     """
-    near = [node for node in nodes if zone and node.endpoint.zone == zone]
-    everybody = balancer.prepare(nodes, rng)
-    if not near or len(near) == len(nodes):
-        return everybody
-    own = Level(near, balancer.prepare(near, rng))
-    others = balancer.prepare([node for node in nodes if node.endpoint.zone != zone], rng)
-    enough = -(-len(near) // 2)
+    near = [node for node in pool if zone and node.endpoint.zone == zone]
+    of_our_zone = sum(node.endpoint.zone == zone for node in level.nodes) if near else 0
+    if len(near) in (0, len(pool)) or 2 * len(near) < of_our_zone:
+        return balancer.prepare(pool, rng)
+    far = [node for node in pool if node.endpoint.zone != zone]
+    return _one_by_one([balancer.prepare(near, rng), balancer.prepare(far, rng)])
+
+
+def _one_by_one(orders: Sequence[Candidates]) -> Candidates:
+    """One order after the other, each of them asked for only when the walk comes to it."""
+    if len(orders) == 1:
+        return orders[0]
 
     def candidates(now: float, key: str | None) -> Iterator[Node]:
-        if _is_short(own, enough, now):
-            return everybody(now, key)
-        return chain(own.candidates(now, key), others(now, key))
+        return chain.from_iterable(order(now, key) for order in orders)
 
     return candidates
 
 
-def _in_order(levels: Sequence[Level], min_healthy: int) -> Candidates:
-    """One level after the other; those with fewer than `min_healthy` nodes that may be used come last (rule D6)."""
+def _with_room(candidates: Candidates, limit: Limit | None) -> Candidates:
+    """The same order without the nodes that have as many calls as they may."""
+    if limit is None or (most := limit.per_endpoint) is None:
+        return candidates
 
-    def candidates(now: float, key: str | None) -> Iterator[Node]:
-        short: list[Level] = []
-        for level in levels:
-            if _is_short(level, min_healthy, now):
-                short.append(level)
-            else:
-                yield from level.candidates(now, key)
-        for level in short:
-            yield from level.candidates(now, key)
+    def with_room(now: float, key: str | None) -> Iterator[Node]:
+        return (node for node in candidates(now, key) if node.in_flight < most)
 
-    return candidates
-
-
-def _is_short(level: Level, min_healthy: int, now: float) -> bool:
-    """Whether it has too few nodes that may be used; the first ones tell it as a rule, however many there are."""
-    healthy = (node for node in level.nodes if node.breaker.is_eligible(now))
-    return sum(1 for _ in islice(healthy, min_healthy)) < min_healthy
+    return with_room
