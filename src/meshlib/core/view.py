@@ -4,10 +4,10 @@ Decides which nodes a call may be offered, in which order, and whether one more 
 swapped whole by one assignment, so readers take no lock; it is built anew when a node comes, goes, is ejected, comes
 back or is a step further on its ramp, never for a call. It never changes a node.
 
-One level at a time (rule D6): the first with `min_healthy` healthy nodes is called, those after it serve the calls that
-have failed there, and levels that are too small come last. Where fewer than the share `panic` of a level are healthy,
-and no lower level is there to go to, it is in panic (rule B3): all of its nodes are called, whatever breakers and checks
-say, since a few survivors would not bear the load of all.
+One level at a time (rule D6): the first with `min_healthy` healthy nodes is called, those after it serve the calls
+that have failed there, and levels that are too small come last. Where fewer than the share `panic` of a level are
+healthy, and no lower level is there to go to, it is in panic (rule B3): all of its nodes are called, whatever breakers
+and checks say, since a few survivors would not bear the load of all.
 """
 
 from __future__ import annotations
