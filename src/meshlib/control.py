@@ -51,7 +51,7 @@ class Control:
     """
 
     def __init__(self, rng: Rng) -> None:
-        self.starters: list[Callable[[Control], None]] = []
+        self.starters: list[Callable[[Control], object]] = []
         self.failures: Counter[str] = Counter()
         self._rng = rng
         self._run: _Run | None = None

@@ -77,6 +77,7 @@ class Mesh:
         rng: random.Random | None = None,
     ) -> None:
         from meshlib.core.cluster import Cluster
+        from meshlib.review import review
         from meshlib.transport.draining import Clients
 
         _check(services, zone)
@@ -96,6 +97,7 @@ class Mesh:
                 cluster.publish(resolver.endpoints, resolver.source, clock())
             else:
                 to_find.append(cluster)
+            review(cluster, clock())
         if to_find:
             self._find(to_find)
         inherited.add(self)
@@ -145,7 +147,11 @@ class Mesh:
 
     def snapshot(self) -> dict[str, ServiceSnapshot]:
         """What every service looks like now, by name: frozen values with `.to_dict()`."""
+        from meshlib.review import review
+
         now = self._clock()
+        for cluster in self._clusters.values():
+            review(cluster, now)
         return {name: cluster.snapshot(now) for name, cluster in self._clusters.items()}
 
     def eject(self, service: str, place: Place | Endpoint | str) -> None:
@@ -233,11 +239,14 @@ class Mesh:
     def _find(self, clusters: list[Cluster]) -> None:
         """Have the endpoints of these services found out, from the first use on."""
         from meshlib.control import Control
+        from meshlib.review import reviewing
         from meshlib.updates import Updates
 
         rng = random.SystemRandom()  # jitter must differ in every process, and forks
         self._control = Control(rng)
         self._updates = Updates(clusters, self._control, self._clients, self._clock, rng)
+        look = reviewing(tuple(self._clusters.values()), self._clock)
+        self._control.starters.append(lambda control: control.supervise("looking over the settings", look))
         weakref.finalize(self, self._control.close, 0.0).atexit = False  # the control plane sees to that exit itself
 
     def _cluster(self, service: str) -> Cluster:

@@ -292,8 +292,10 @@ class Call:
             outcome = outcome_of_end(end, sent=sent, lasted=attempt.seconds, usual=node.usual or None)
         verdict = verdict_of(outcome, attempt.status, end) if now <= attempt.deadline + STALLED else None
         node.settle(attempt.number, now, verdict)
-        if verdict is None and end is End.deadline:
-            node.give_up(attempt.seconds, now)
+        if end is End.deadline:
+            self.cluster.cut_short += self._kind == "first"
+            if verdict is None:
+                node.give_up(attempt.seconds, now)
         elif attempt.retry_after is not None:
             node.shun(min(attempt.retry_after, LONGEST_SHUN), now)
         self.cluster.record(node, attempt.permit, verdict, now)
@@ -316,7 +318,8 @@ class Call:
         paid = self.cluster.bucket.pay(throttled=attempt.retry_after is not None)
         if not paid:
             return None
-        self._kind, self._waited, self._paid = kind, wait, paid
+        self._kind, self._waited = kind, wait
+        self._paid += paid
         self._counted += kind == "retry"
         return wait
 

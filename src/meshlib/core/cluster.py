@@ -14,9 +14,9 @@ from math import inf
 from threading import Lock
 from typing import TYPE_CHECKING, Protocol
 
-from meshlib.core.balance.hashing import ConsistentHash
 from meshlib.core.budget import Bucket
 from meshlib.core.chance import Rng
+from meshlib.core.doubts import Doubt, Traffic, doubts_about
 from meshlib.core.node import Node, remembering
 from meshlib.core.report import Attempt
 from meshlib.core.snapshot import NodeSnapshot, ServiceSnapshot
@@ -71,7 +71,8 @@ class Cluster:
         slow_call: seconds after which an answer counts as a failure.
         in_flight: attempts whose response has not ended.
         panics: how often a panic has begun.
-        keyless: calls that brought no key to a balancer that goes by one.
+        doubted: the settings of which something was said in the log.
+        keyless, cut_short: see `Traffic`.
         bucket: the retry budget.
         orphans: attempts whose response was garbage-collected without being closed. A finalizer may run while this
             very thread holds the lock, so it appends here and the next call does the counting.
@@ -91,11 +92,12 @@ class Cluster:
         self._sizes: Counter[int] = Counter()
         self._ejected: Counter[int] = Counter()
         self.source = ""
-        self._known_at = 0.0
+        self._known_at = self._known_since = 0.0
         self.pending: Pending | None = None
         self.is_known = False
         self.warnings: tuple[str, ...] = ()
-        self.in_flight = self.panics = self.keyless = 0
+        self.doubted: set[str] = set()
+        self.in_flight = self.panics = self.keyless = self.cut_short = 0
         self.changes_at, self._built_at = inf, -inf
         self.view = View.build((), service, rng, zone, 0.0)
 
@@ -123,6 +125,8 @@ class Cluster:
                 self._build(nodes, now)
                 self._published = wanted
             self.source, self._known_at = source, now
+            if not self.is_known:
+                self._known_since = now
             self.is_known = True  # now that the view is there: who waits for this looks without the lock
         return gone
 
@@ -289,14 +293,10 @@ class Cluster:
                 budget_tokens=self.bucket.tokens,
                 source=self.source,
                 age=now - self._known_at if self.is_known else None,
-                warnings=(*self.warnings, *self._doubts()),
+                warnings=(*self.warnings, *(doubt.text for doubt in self.doubts(now))),
             )
 
-    def _doubts(self) -> list[str]:
-        """What does not go well together: the balancer and the traffic, or the number of endpoints."""
-        balancer, doubts = self.service.balancer, []
-        if self.keyless:
-            doubts.append(f"{self.keyless} call{'' if self.keyless == 1 else 's'} had no hash key")
-        if isinstance(balancer, ConsistentHash):
-            doubts += balancer.doubts(len(self.view.nodes))
-        return doubts
+    def doubts(self, now: float) -> list[Doubt]:
+        """What people should know of the settings in the light of the traffic."""
+        seconds = now - self._known_since if self.is_known else 0.0
+        return list(doubts_about(self.service, self.view.nodes, Traffic(seconds, self.keyless, self.cut_short)))
