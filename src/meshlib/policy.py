@@ -7,11 +7,11 @@ decisions are in `meshlib.core`, the sockets in `meshlib.transport`. All lengths
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from ssl import SSLContext
 from typing import Any
 
-from meshlib.validation import Fault, check, instance, is_host_name, number, ruled, seconds, whole
+from meshlib.validation import Fault, check, held_to, instance, is_host_name, number, ruled, seconds, whole
 
 REPEATABLE_METHODS = frozenset({"GET", "HEAD", "OPTIONS", "PUT", "DELETE", "TRACE"})
 """RFC 9110, section 9.2.2: sending these twice is meant to have the effect of sending them once."""
@@ -164,12 +164,9 @@ class Limit(_Checked):
         ConfigError: unless each is a whole number and at least 1.
     """
 
-    max_in_flight: int = ruled(whole(at_least=1))
+    max_in_flight: int = field(metadata=held_to(whole(at_least=1)))  # type checkers see by `field` that it is required
     _: KW_ONLY
-    per_endpoint: int | None = ruled(
-        lambda value: None if value is None else whole(at_least=1)(value),
-        default=None,
-    )
+    per_endpoint: int | None = ruled(lambda value: None if value is None else whole(at_least=1)(value), default=None)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -84,7 +84,7 @@ class Stall:
         self._agenda: list[tuple[float, int, Callable[[float], None]]] = []
         self._order = count()
         self._callers = [
-            Caller(self.throttle and Shedder(self.throttle), self.budget and Bucket(self.budget))
+            Caller(Shedder(self.throttle) if self.throttle else None, Bucket(self.budget) if self.budget else None)
             for _ in range(self.callers)
         ]
         self._plan(0.0, self._arrive)
@@ -94,7 +94,8 @@ class Stall:
 
     def goodput(self, begins: float, ends: float) -> float:
         """The share of the calls that were answered, of those begun between these times after the stall's end."""
-        calls = [each for number in range(int(begins / SLICE), int(ends / SLICE)) for each in self.slices[number]]
+        numbers = range(int(begins / SLICE), int(ends / SLICE))
+        calls = [answered for number in numbers for answered in self.slices.get(number, [])]
         return sum(calls) / len(calls)
 
     @property
@@ -105,7 +106,8 @@ class Stall:
         return (bad[-1] + 1) * SLICE if bad else 0.0
 
     def _plan(self, when: float, act: Callable[..., None], *what: Any) -> None:
-        heapq.heappush(self._agenda, (when, next(self._order), partial(act, *what)))
+        entry: tuple[float, int, Callable[[float], None]] = (when, next(self._order), partial(act, *what))
+        heapq.heappush(self._agenda, entry)
 
     def _arrive(self, now: float) -> None:
         if now < self.lasts:

@@ -14,12 +14,12 @@ is refused, and what is refused counts as a request. Three things differ, becaus
 react nor let go within seconds, and because a Python worker makes a few calls per second:
 
 - An attempt counts when it ends. One that takes long is not one that was not accepted.
-- What is remembered fades within half a second, but never below a dozen requests: at thousands of calls per second the
-  throttle goes by the last half second, at two by the last dozen calls.
+- What is remembered fades within half a second, but by a twelfth per request at most: at thousands of calls per second
+  the throttle goes by the last half second, at two by the last dozen calls, and a pause makes nothing fade.
 - Some requests are forgiven: where few are remembered, an unlucky row of timeouts is no overload. With the default k,
   one attempt in three that times out, at random and at any rate, is next to never held for one.
-- Silence is no news. One endpoint that hangs may hold every caller, and then let them all go at once: whoever is on the
-  way when the throttle wakes is taken to have been accepted before, and a pause makes nothing fade.
+- One endpoint that hangs may hold every caller, and then let them all go at once. So whatever is on its way when the
+  throttle wakes is made up for by as many accepted requests: in its sleep it has counted none.
 
 While a service answers, a throttle sleeps and costs its callers one look at `is_awake`.
 """
@@ -31,11 +31,14 @@ from math import exp
 from meshlib.core.chance import Rng
 from meshlib.policy import Throttle
 
-MEMORY = 0.5
-"""Seconds in which what is remembered fades to a third, as long as enough is left of it."""
+MEMORY = 0.25
+"""Seconds in which what is remembered fades to a third: on average it is as old as in a window of half a second."""
 
 ENOUGH = 12.0
-"""Requests that never fade: so many does a refused share rest on, however few calls there are."""
+"""Requests that are remembered however few calls there are: so many does a refused share rest on."""
+
+LEAST_KEPT = 1 - 1 / ENOUGH
+"""What is kept of the past at each request, however long ago the last one was: just what keeps `ENOUGH` at `ENOUGH`."""
 
 FORGIVEN = 8.0
 """Requests beyond the accepted ones that are no reason yet to refuse any.
@@ -44,16 +47,12 @@ With a third of all attempts timing out at random, one waking in a thousand refu
 More would leave too little of `ENOUGH` to tell an outage by.
 """
 
-LONGEST_FADE = MEMORY / 10
-"""Seconds between two requests that count as such for the fading. With ten a second or less nothing fades below
-`ENOUGH` anyway, and with more of them a longer pause means that nobody heard anything."""
-
 MOST = 0.9
 """The largest share that is refused: the rest finds out that the service is well again."""
 
-SILENCE = 2.0
-"""Seconds after the last admitted call when one is admitted in any case: one in ten of two calls per second comes every
-five seconds only, and half as often by chance."""
+SILENCE = 1.0
+"""Seconds after the last admitted call when one is admitted in any case: of two calls per second, one in ten would find
+out about a recovery after five seconds only, and by chance much later."""
 
 
 class Shedder:
@@ -132,12 +131,12 @@ class Shedder:
         return min(MOST, unaccepted / (max(requests, ENOUGH) - FORGIVEN))
 
     def _count(self, now: float, accepts: float) -> None:
-        """Let fade what is remembered, down to `ENOUGH` requests, and add one to it."""
+        """Let fade what is remembered, unless it is little, and add a request to it."""
         requests, elapsed = self._requests, now - self._counted_at
         if elapsed > 0.0:  # callers on several threads may come in the wrong order
             self._counted_at = now
             if requests > ENOUGH:
-                kept = max(exp(-min(elapsed, LONGEST_FADE) / MEMORY), ENOUGH / requests)
+                kept = max(exp(-elapsed / MEMORY), LEAST_KEPT)
                 requests *= kept
                 self._accepts *= kept
         self._requests = requests + 1.0
