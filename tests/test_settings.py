@@ -25,13 +25,16 @@ from meshlib import (
     DeadlineExceeded,
     Endpoint,
     LeastRequest,
+    Limit,
     Mesh,
     MeshError,
     NoEndpoints,
+    Overloaded,
     Random,
     Retry,
     RoundRobin,
     Service,
+    Throttle,
     Timeout,
     UnknownService,
     deadline,
@@ -75,6 +78,8 @@ def faults_of(make: Any, *args: Any, **kwargs: Any) -> list[str]:
             },
         ),
         (Breaker(), {"consecutive": 5, "open_for": 2.0, "max_open_for": 60.0, "max_ejected": 0.5}),
+        (Throttle(), {"k": 2.0, "window": 120.0, "enforce": True}),
+        (Limit(10), {"max_in_flight": 10, "per_endpoint": None}),
         (Connections(), {"max_per_endpoint": 100, "max_idle": 20, "keepalive": 60.0, "max_age": 600.0}),
         (TLS(), {"verify": "system", "server_name": None, "cert": None, "key": None, "min_version": "1.2"}),
         (LeastRequest(), {"choices": 2}),
@@ -101,6 +106,9 @@ BOUNDS: list[tuple[type, str, list[Any], list[tuple[Any, str]]]] = [
     (Breaker, "open_for", [0.01], [(0, POSITIVE)]),
     (Breaker, "max_open_for", [0.01], [(0, POSITIVE)]),
     (Breaker, "max_ejected", [0, 0.5, 1], [(-0.01, NATURAL), (1.01, "must be <= 1"), (50, "must be <= 1")]),
+    (Throttle, "k", [1, 1.1, 10], [(0.99, "must be >= 1"), (-2, "must be >= 1")]),
+    (Throttle, "window", [0.1], [(0, POSITIVE)]),
+    (Limit, "max_in_flight", [1, 1000], [(0, "must be >= 1"), (1.5, WHOLE)]),
     (Connections, "max_per_endpoint", [1], [(0, "must be >= 1"), (1.5, WHOLE)]),
     (Connections, "max_idle", [0], [(-1, NATURAL), (1.5, WHOLE)]),
     (Connections, "keepalive", [0.1], [(0, POSITIVE)]),
@@ -123,7 +131,9 @@ def test_every_numbers_bounds(kind: type, name: str, good: list[Any], bad: list[
         assert said.endswith(f"got {value!r}")
 
 
-@pytest.mark.parametrize("kind", [Timeout, Budget, Retry, Breaker, Connections, TLS, LeastRequest, ConsistentHash])
+@pytest.mark.parametrize(
+    "kind", [Timeout, Budget, Retry, Breaker, Throttle, Connections, TLS, LeastRequest, ConsistentHash]
+)
 def test_every_field_of_a_setting_is_looked_at(kind: type) -> None:
     """A field without a rule would take anything."""
     for field in dataclasses.fields(kind):
@@ -132,7 +142,7 @@ def test_every_field_of_a_setting_is_looked_at(kind: type) -> None:
 
 @pytest.mark.parametrize(
     "kind",
-    [Timeout, Budget, Retry, Breaker, Connections, TLS, LeastRequest, RoundRobin, Random, ConsistentHash],
+    [Timeout, Budget, Retry, Breaker, Throttle, Connections, TLS, LeastRequest, RoundRobin, Random, ConsistentHash],
 )
 def test_settings_are_frozen_keyword_only_values(kind: type) -> None:
     setting = kind()
@@ -680,6 +690,39 @@ def test_every_bad_address_of_a_list_is_listed_by_its_position() -> None:
     assert [fault.split(": ")[0] for fault in said] == [f"services.orders.resolver[{index}]" for index in (1, 2, 3)]
 
 
+def test_a_limit_is_a_frozen_value_and_may_be_given_by_position() -> None:
+    limit = Limit(10, per_endpoint=4)
+    assert limit == Limit(max_in_flight=10, per_endpoint=4)
+    assert pickle.loads(pickle.dumps(limit)) == copy.deepcopy(limit) == limit
+    assert faults_of(Limit, 0, per_endpoint=0) == [
+        "limit.max_in_flight: must be >= 1, got 0",
+        "limit.per_endpoint: must be >= 1, got 0",
+    ]
+    assert faults_of(Limit, 1, per_endpoint=1.5) == ["limit.per_endpoint: must be a whole number, got 1.5"]
+    with pytest.raises(TypeError):
+        Limit()  # type: ignore[call-arg]
+    with pytest.raises(TypeError):
+        Limit(10, 4)  # type: ignore[misc]
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        limit.max_in_flight = 5  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("value", [0, 1, None, "yes"])
+def test_a_throttle_acts_or_does_not(value: Any) -> None:
+    assert faults_of(Throttle, enforce=value) == [f"throttle.enforce: must be a bool, for example False, got {value!r}"]
+
+
+def test_a_services_throttle_and_limit() -> None:
+    service = Service("orders", ONE)
+    assert service.throttle == Throttle()
+    assert service.limit is None
+    assert Service("orders", ONE, limit=Limit(5)).limit == Limit(5)
+    assert faults_of(Service, "orders", ONE, throttle=None, limit=5) == [
+        "services.orders.throttle: must be a Throttle, for example Throttle(k=1.5), got None",
+        "services.orders.limit: must be a Limit, for example Limit(100), got 5",
+    ]
+
+
 def test_the_faults_of_a_service_are_all_listed_with_their_path() -> None:
     assert faults_of(Service, "orders", ["x:0"], timeout=5, retry=False, breaker=None, connections=[], host="") == [
         "services.orders.resolver[0]: endpoint.port: must be >= 1, got 0",
@@ -834,12 +877,12 @@ def test_a_client_of_an_unknown_service_is_refused_with_a_suggestion() -> None:
 def test_errors_of_a_call_are_errors_of_httpx() -> None:
     import httpx
 
-    for kind in (UnknownService, NoEndpoints, DeadlineExceeded):
+    for kind in (UnknownService, NoEndpoints, Overloaded, DeadlineExceeded):
         assert issubclass(kind, MeshError)
     assert issubclass(MeshError, httpx.TransportError)
     assert issubclass(DeadlineExceeded, httpx.TimeoutException)
     assert not issubclass(ConfigError, MeshError)
-    for kind in (NoEndpoints, DeadlineExceeded):
+    for kind in (NoEndpoints, Overloaded, DeadlineExceeded):
         assert str(pickle.loads(pickle.dumps(kind("orders: gone")))) == "orders: gone"
 
 

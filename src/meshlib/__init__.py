@@ -13,9 +13,17 @@ from typing import TYPE_CHECKING, Any
 from meshlib.core.balance.peak_ewma import PeakEwma
 from meshlib.core.report import report
 from meshlib.endpoint import Endpoint
-from meshlib.errors import ConfigError, DeadlineExceeded, MeshError, NoEndpoints, ResolveError, UnknownService
+from meshlib.errors import (
+    ConfigError,
+    DeadlineExceeded,
+    MeshError,
+    NoEndpoints,
+    Overloaded,
+    ResolveError,
+    UnknownService,
+)
 from meshlib.mesh import Mesh
-from meshlib.policy import TLS, Breaker, Budget, Connections, Retry, Timeout
+from meshlib.policy import TLS, Breaker, Budget, Connections, Limit, Retry, Throttle, Timeout
 from meshlib.scope import deadline, options
 from meshlib.service import Service
 
@@ -37,15 +45,18 @@ __all__ = [
     "DeadlineExceeded",
     "Endpoint",
     "LeastRequest",
+    "Limit",
     "Mesh",
     "MeshError",
     "NoEndpoints",
+    "Overloaded",
     "PeakEwma",
     "Random",
     "ResolveError",
     "Retry",
     "RoundRobin",
     "Service",
+    "Throttle",
     "Timeout",
     "UnknownService",
     "deadline",

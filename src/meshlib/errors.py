@@ -13,7 +13,16 @@ import httpx
 
 from meshlib.validation import ConfigError, Fault
 
-__all__ = ["ConfigError", "DeadlineExceeded", "Fault", "MeshError", "NoEndpoints", "ResolveError", "UnknownService"]
+__all__ = [
+    "ConfigError",
+    "DeadlineExceeded",
+    "Fault",
+    "MeshError",
+    "NoEndpoints",
+    "Overloaded",
+    "ResolveError",
+    "UnknownService",
+]
 
 
 class MeshError(httpx.TransportError):
@@ -43,6 +52,10 @@ class NoEndpoints(MeshError):
 
 class ResolveError(MeshError):
     """Where a service's endpoints are to be found out, they were not: the resolver has no answer, or a bad one."""
+
+
+class Overloaded(MeshError):
+    """The call was refused here, before anything was sent: by the service's `Throttle`, or by its `Limit`."""
 
 
 class DeadlineExceeded(MeshError, httpx.TimeoutException):

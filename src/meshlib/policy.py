@@ -7,11 +7,11 @@ decisions are in `meshlib.core`, the sockets in `meshlib.transport`. All lengths
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from ssl import SSLContext
 from typing import Any
 
-from meshlib.validation import Fault, check, instance, is_host_name, number, ruled, seconds, whole
+from meshlib.validation import Fault, check, held_to, instance, is_host_name, number, ruled, seconds, whole
 
 REPEATABLE_METHODS = frozenset({"GET", "HEAD", "OPTIONS", "PUT", "DELETE", "TRACE"})
 """RFC 9110, section 9.2.2: sending these twice is meant to have the effect of sending them once."""
@@ -144,6 +144,48 @@ class Breaker(_Checked):
     panic: float = ruled(number(at_least=0, at_most=1), default=0.5)
     slow_call: float | None = ruled(lambda value: None if value is None else number(above=0)(value), default=None)
     enforce: bool = ruled(lambda value: None if isinstance(value, bool) else "must be True or False", default=True)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Throttle(_Checked):
+    """When calls are refused here because the service is overloaded.
+
+    It learns from signs of overload only: timeouts, 429, and 503 with a `Retry-After` or a marker of overload. While
+    more requests than `k` times the accepted ones were made, as many calls are refused at once, with `Overloaded`, as
+    bring them back to that; at most nine in ten. It acts after about ten such requests more than there were others, or
+    after half a second where there are many, and lets go as fast. The law and the `k` are those of Google's "Site
+    Reliability Engineering", chapter "Handling Overload"; its memory is shorter, so that it lets go within seconds.
+
+    Args:
+        k: requests per accepted request that are let through. Default 2; less sheds sooner, and 1 sheds whatever
+            is not accepted.
+        window: seconds without a sign of overload after which everything is forgotten. Default 120.
+        enforce: whether calls are refused. Default True; False only counts those that would be.
+
+    Raises:
+        ConfigError: unless `k` is at least 1, the window above 0 and `enforce` a bool.
+    """
+
+    k: float = ruled(number(at_least=1), default=2.0)
+    window: float = seconds(120.0)
+    enforce: bool = ruled(instance(bool, "False"), default=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Limit(_Checked):
+    """How many calls may be in flight at once. One more is refused at once, with `Overloaded`; none waits in a queue.
+
+    Args:
+        max_in_flight: calls to the service, from their start to the end of their bodies. Required.
+        per_endpoint: attempts on one endpoint; one that has so many is not chosen. Default None: no such limit.
+
+    Raises:
+        ConfigError: unless each is a whole number and at least 1.
+    """
+
+    max_in_flight: int = field(metadata=held_to(whole(at_least=1)))  # type checkers see by `field` that it is required
+    _: KW_ONLY
+    per_endpoint: int | None = ruled(lambda value: None if value is None else whole(at_least=1)(value), default=None)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -12,10 +12,12 @@ from meshlib import (
     Connections,
     Endpoint,
     LeastRequest,
+    Limit,
     Mesh,
     Retry,
     RoundRobin,
     Service,
+    Throttle,
     Timeout,
     deadline,
     options,
@@ -39,6 +41,10 @@ Retry(on_status={"503"})  # type: ignore[arg-type]
 Retry(budget=500)  # type: ignore[arg-type]
 Budget(capacity=None)  # type: ignore[arg-type]
 Breaker(consecutive=0.5)  # type: ignore[arg-type]
+Throttle(2.0)  # type: ignore[call-arg]
+Throttle(enforce=None)  # type: ignore[arg-type]
+Limit()  # type: ignore[call-arg]
+Limit(10, 4)  # type: ignore[call-arg]
 Connections(max_idle="many")  # type: ignore[arg-type]
 LeastRequest(choices=2.5)  # type: ignore[arg-type]
 RoundRobin(choices=2)  # type: ignore[call-arg]

@@ -21,14 +21,17 @@ from meshlib import (
     DeadlineExceeded,
     Endpoint,
     LeastRequest,
+    Limit,
     Mesh,
     MeshError,
     NoEndpoints,
+    Overloaded,
     PeakEwma,
     Random,
     Retry,
     RoundRobin,
     Service,
+    Throttle,
     Timeout,
     UnknownService,
     deadline,
@@ -61,6 +64,8 @@ search = Service(
         buffer_body=0,
     ),
     breaker=Breaker(consecutive=3, open_for=1, max_open_for=30.0, max_ejected=0),
+    throttle=Throttle(k=1.5, window=60, enforce=False),
+    limit=Limit(100, per_endpoint=40),
     connections=Connections(max_per_endpoint=10, max_idle=1, keepalive=5, max_age=60),
     tls=TLS(verify="ca.pem", server_name="search.internal", cert="cert.pem", key="key.pem", min_version="1.3"),
     host="endpoint",
@@ -168,7 +173,7 @@ try:
     foreign.get("http://orders/")
 except UnknownService as unknown:
     assert_type(unknown.known, tuple[str, ...])
-except (DeadlineExceeded, NoEndpoints) as late:
+except (DeadlineExceeded, NoEndpoints, Overloaded) as late:
     print(late.request.url, report(late))
 except MeshError as error:
     as_transport_error: httpx.TransportError = error
