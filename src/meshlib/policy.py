@@ -52,8 +52,8 @@ class Timeout(_Checked):
 class Budget(_Checked):
     """The bucket that bounds the extra attempts (retries and failovers) of a service.
 
-    It starts full. An extra attempt takes its cost out, or is not made; a success after a retry gives its cost back,
-    a success at the first try gives `refund`. The numbers are those of the AWS SDKs' standard retry mode, which has
+    It starts full. An extra attempt takes its cost out, or is not made; a call that succeeds in the end gives back what
+    its extra attempts cost, or `refund` if it needed none. The numbers are those of the AWS SDKs' standard retry mode, which has
     carried them through many outages.
 
     Args:

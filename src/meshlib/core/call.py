@@ -18,7 +18,15 @@ from meshlib.core.backoff import delay_before
 from meshlib.core.breaker import UNHEARD
 from meshlib.core.cluster import Cluster
 from meshlib.core.node import Node
-from meshlib.core.outcome import REJECTING, End, Outcome, outcome_of_end, outcome_of_status, verdict_of
+from meshlib.core.outcome import (
+    REJECTING,
+    End,
+    Outcome,
+    is_throttling,
+    outcome_of_end,
+    outcome_of_status,
+    verdict_of,
+)
 from meshlib.core.report import Attempt, Kind, Report
 from meshlib.core.view import View
 
@@ -51,6 +59,9 @@ class Call:
         attempt_timeout: seconds for each attempt.
         retries: whether there may be more than one attempt, apart from a transparent one.
         key: what a consistent hash goes by.
+
+    Attributes:
+        refused: why the call was not let in, in words; empty if it was.
     """
 
     # Where a call stands before its first attempt; most calls stay there.
@@ -63,6 +74,7 @@ class Call:
     _paid = 0.0
     _waited = 0.0
     _transparent_used = False
+    refused = ""
 
     def __init__(
         self,
@@ -92,7 +104,8 @@ class Call:
         """Start the next attempt.
 
         Returns:
-            The attempt, with its node and deadline; None if no node may be used or no time is left.
+            The attempt, with its node and deadline; None if no node may be used, no time is left, or the call is not
+            let in: then `refused` says why.
         """
         deadline = now + self._attempt_timeout
         if deadline > self.deadline:
@@ -105,7 +118,13 @@ class Call:
         with cluster.lock:
             if cluster.orphans:
                 cluster.collect_orphans()
-            attempt = (self._choose if self._kind == "first" else self._choose_next)(now, deadline)
+            if self._kind != "first":
+                attempt = self._choose_next(now, deadline)
+            elif (cluster.shedder.is_awake or cluster.in_flight >= cluster.most) and (why := cluster.refusal(now)):
+                self.refused = why
+                return None
+            else:
+                attempt = self._choose(now, deadline)
             if attempt is not None:
                 cluster.in_flight += 1
                 self.report.attempts.append(attempt)
@@ -139,6 +158,7 @@ class Call:
         sent: bool = True,
         resendable: bool = True,
         whole: bool = False,
+        overloaded: bool = False,
     ) -> float | None:
         """Judge an attempt by its headers, or by its end without any, and decide what follows.
 
@@ -151,6 +171,7 @@ class Call:
             error: the exception in words, for the report.
             sent: whether any request byte was written.
             resendable: whether the body can be sent whole again (rule C3).
+            overloaded: whether the answer says that its sender is.
             whole: whether the answer's body is here as well, so that the attempt is over and nobody will `release` it.
 
         Returns:
@@ -170,6 +191,8 @@ class Call:
             end = End.deadline
         with self.cluster.lock:
             attempt.outcome = self._judge(attempt, now, end, sent)
+            attempt.throttled = overloaded or (status is not None and is_throttling(status, retry_after))
+            self._tell_throttle(attempt, now, end)
             if whole or end is not None:
                 self.cluster.in_flight -= attempt.finish()
             return self._follow(attempt, now, end, sent, resendable)
@@ -194,6 +217,8 @@ class Call:
                 cluster.record(node, attempt.permit, True, now)
             if whole:
                 cluster.in_flight -= attempt.finish()
+            if cluster.shedder.is_awake:
+                cluster.shedder.accepted(now)
             bucket = cluster.bucket
             if bucket.tokens < bucket.capacity:  # else there is nothing to give back
                 bucket.succeeded(self._paid)
@@ -301,6 +326,15 @@ class Call:
         self.cluster.record(node, attempt.permit, verdict, now)
         return outcome
 
+    def _tell_throttle(self, attempt: Attempt, now: float, end: End | None) -> None:
+        """Timeouts and answers that say so are signs of overload; other answers of none. The rest says nothing."""
+        cluster, shedder = self.cluster, self.cluster.shedder
+        timed_out = end is End.timeout or (end is End.deadline and attempt.outcome is Outcome.failed)
+        if attempt.throttled or (timed_out and now <= attempt.deadline + STALLED):
+            shedder.overloaded(now, cluster.in_flight)
+        elif shedder.is_awake and attempt.status is not None:
+            shedder.accepted(now)
+
     def _follow(self, attempt: Attempt, now: float, end: End | None, sent: bool, resendable: bool) -> float | None:
         """Whether there is another attempt, of which kind, and after how long."""
         if not resendable:
@@ -315,7 +349,7 @@ class Call:
         wait = self._wait_before(kind, attempt, now)
         if self.is_expired(now + wait):
             return None
-        paid = self.cluster.bucket.pay(throttled=attempt.retry_after is not None)
+        paid = self.cluster.bucket.pay(throttled=attempt.throttled)
         if not paid:
             return None
         self._kind, self._waited = kind, wait

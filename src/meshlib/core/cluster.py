@@ -20,6 +20,7 @@ from meshlib.core.doubts import Doubt, Traffic, doubts_about
 from meshlib.core.node import Node, remembering
 from meshlib.core.report import Attempt
 from meshlib.core.snapshot import NodeSnapshot, ServiceSnapshot
+from meshlib.core.throttle import Shedder
 from meshlib.core.view import View, most_ejected
 from meshlib.endpoint import Endpoint, Place
 
@@ -68,6 +69,8 @@ class Cluster:
         is_known: whether there was a first answer, which may have been that there is no endpoint.
         warnings: what people should know of the endpoints and where they come from.
         changes_at: when the view is to be built anew; see `refresh`.
+        shedder: what the throttle has heard.
+        most: attempts that may be in flight at once.
         slow_call: seconds after which an answer counts as a failure.
         in_flight: attempts whose response has not ended.
         panics: how often a panic has begun.
@@ -85,6 +88,8 @@ class Cluster:
         self.lock = Lock()
         self._publishing = Lock()
         self.bucket = Bucket(service.retry.budget)
+        self.shedder = Shedder(service.throttle)
+        self.most = inf if service.limit is None else service.limit.max_in_flight
         self.slow_call = inf if service.breaker.slow_call is None else service.breaker.slow_call
         self.orphans: deque[Attempt] = deque()
         self._nodes: dict[Place, Node] = {}
@@ -182,6 +187,8 @@ class Cluster:
         said = f" ({said})" if said else ""
         if not self.is_known:
             return f"its endpoints are not known yet{said}"
+        if self._nodes and self.service.limit is not None and self.service.limit.per_endpoint is not None:
+            return f"no endpoint is to be called now, or each has {self.service.limit.per_endpoint} calls in flight"
         if self._nodes:
             return "no endpoint is to be called now"
         return f"it has no endpoint, as of {now - self._known_at:.0f} s ago{said or f' ({self.source})'}"
@@ -194,6 +201,14 @@ class Cluster:
             self._has_turned(node, was, now)
         if breaker.is_healthy != was_healthy:
             self._change(now)
+
+    def refusal(self, now: float) -> str:
+        """Why one more call is not let in, in words; empty if it is. Under the lock."""
+        if self.in_flight >= self.most:
+            return f"{self.in_flight} calls are in flight, which is its limit"
+        if self.shedder.is_awake and not self.shedder.admits(now, self.rng):
+            return f"it is overloaded, and {self.shedder.share(now):.0%} of the calls are refused here"
+        return ""
 
     def count_keyless(self) -> None:
         """A call has brought no key."""

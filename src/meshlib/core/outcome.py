@@ -72,6 +72,11 @@ def outcome_of_end(end: End, *, sent: bool, lasted: float, usual: float | None) 
     return Outcome.failed if sent else Outcome.not_sent
 
 
+def is_throttling(status: int, retry_after: float | None) -> bool:
+    """Whether an answer asks for fewer calls."""
+    return status == 429 or (status == 503 and retry_after is not None)
+
+
 def verdict_of(outcome: Outcome, status: int | None, end: End | None) -> bool | None:
     """What a breaker hears of an attempt: True for a success, False for a failure, None for nothing."""
     if outcome is Outcome.ok:

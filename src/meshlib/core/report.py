@@ -32,7 +32,7 @@ class Attempt:
         retry_after: the answer's `Retry-After` in seconds, if it had one.
         started, deadline: on the mesh's clock; the attempt is given up at the latter.
 
-    `node`, `number`, `permit` and `is_over` belong to the call.
+    `node`, `number`, `permit`, `throttled` (the answer asked for fewer calls) and `is_over` belong to the call.
     """
 
     # What most attempts never get to know costs nothing until it is set.
@@ -43,6 +43,7 @@ class Attempt:
     error: str | None = None
     seconds = 0.0
     retry_after: float | None = None
+    throttled = False
     is_over = False
 
     def __init__(self, node: Node, permit: int, why: str, started: float, deadline: float) -> None:

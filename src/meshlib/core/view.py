@@ -113,7 +113,7 @@ class View:
         called = levels[0].priority if levels else 0
         return cls(
             nodes,
-            _with_room(_one_by_one(orders), getattr(service, "limit", None)),
+            _with_room(_one_by_one(orders), service.limit),
             type(service.balancer).__name__,
             tuple(offered),
             tuple(node for node in nodes if node.is_ejected and node.endpoint.priority <= called),

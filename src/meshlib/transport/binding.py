@@ -33,6 +33,9 @@ _ERRORS: tuple[tuple[type[Exception], type[httpx.TransportError]], ...] = (
 DEADLINE_HEADER = b"x-meshlib-deadline-ms"
 """Tells the next hop how many milliseconds are left of the call."""
 
+OVERLOADED = b"x-envoy-overloaded"
+"""With a 503: Envoy refused the request to spare what is behind it."""
+
 RETRY_AFTER_STATUS = frozenset({429, 503})
 """The statuses whose `Retry-After` is about being called again, and not about a move."""
 

@@ -16,7 +16,7 @@ import httpx
 from meshlib.core.call import TIMER_SLACK, Call
 from meshlib.core.outcome import End
 from meshlib.core.report import Attempt
-from meshlib.errors import DeadlineExceeded, NoEndpoints, ResolveError
+from meshlib.errors import DeadlineExceeded, NoEndpoints, Overloaded, ResolveError
 from meshlib.scope import NOTHING, current_scope
 from meshlib.transport import binding
 from meshlib.transport.body import Bytes, Stalled
@@ -145,6 +145,7 @@ class Exchange(Call):
             retry_after=binding.retry_after(answer) if answer.status in binding.RETRY_AFTER_STATUS else None,
             resendable=self.body.is_resendable,
             whole=answer.is_closed,
+            overloaded=answer.status == 503 and bool(answer.header(binding.OVERLOADED)),
         )
 
     def broke(self, attempt: Attempt, error: BaseException, connection: Any) -> float | None:
@@ -201,6 +202,8 @@ class Exchange(Call):
         return self._with_report(error)
 
     def _nobody(self) -> Exception:
+        if self.refused:
+            return Overloaded(f"{self.report.service}: {self.refused}", request=self.request)
         kind = NoEndpoints if self.cluster.is_known else ResolveError
         return kind(f"{self.report.service}: {self.cluster.why_empty(self.clock())}", request=self.request)
 
