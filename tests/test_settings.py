@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import json
 import math
 import pickle
@@ -14,6 +15,8 @@ from types import MappingProxyType
 from typing import Any, ClassVar
 
 import pytest
+import tenacity
+import tenacity.asyncio
 
 from meshlib import (
     TLS,
@@ -75,6 +78,9 @@ def faults_of(make: Any, *args: Any, **kwargs: Any) -> list[str]:
                 "methods": {"GET", "HEAD", "OPTIONS", "PUT", "DELETE", "TRACE"},
                 "budget": Budget(),
                 "buffer_body": 65536,
+                "wait": None,
+                "stop": None,
+                "on": None,
             },
         ),
         (Breaker(), {"consecutive": 5, "open_for": 2.0, "max_open_for": 60.0, "max_ejected": 0.5}),
@@ -201,6 +207,33 @@ def test_methods_must_be_names_in_capitals(value: Any) -> None:
 
 def test_a_budget_must_be_one() -> None:
     assert faults_of(Retry, budget=500) == ["retry.budget: must be a Budget, for example Budget(), got 500"]
+
+
+async def asynchronous(state: Any) -> bool:
+    return True
+
+
+class Asynchronous:
+    async def __call__(self, state: Any) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("name", ["wait", "stop", "on"])
+def test_a_strategy_is_any_function_but_an_async_one_and_no_class(name: str) -> None:
+    for strategy in (tenacity.wait_fixed(1), tenacity.stop_never, tenacity.retry_always, lambda state: 1, None):
+        assert getattr(Retry(**{name: strategy}), name) is strategy
+    for value, wrong in (
+        (tenacity.wait_none, ", not a class, got <class"),
+        (0.5, "must be a function of the retry state, for example tenacity."),
+        (False, "must be a function of the retry state"),
+        (asynchronous, "must not be async"),
+        (functools.partial(asynchronous, 1), "must not be async"),
+        (Asynchronous(), "must not be async"),
+        (tenacity.asyncio.retry_if_result(asynchronous), "must not be async"),
+    ):
+        (said,) = faults_of(Retry, **{name: value})
+        assert said.startswith(f"retry.{name}: must ")
+        assert wrong in said
 
 
 def test_what_was_given_as_a_list_cannot_be_changed_afterwards() -> None:

@@ -6,7 +6,8 @@ decisions are in `meshlib.core`, the sockets in `meshlib.transport`. All lengths
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import inspect
+from collections.abc import Callable, Collection
 from dataclasses import KW_ONLY, dataclass, field
 from ssl import SSLContext
 from typing import Any
@@ -76,11 +77,26 @@ class Budget(_Checked):
 class Retry(_Checked):
     """When a call is tried again.
 
+    `wait`, `stop` and `on` take tenacity's strategies (`wait_fixed(0.5) + wait_random(0, 1)`, `stop_after_delay(5) |
+    stop_when_event_set(event)`), or any function of a `tenacity.RetryCallState`. They are asked only after a failure,
+    and only about a retry: failovers, and what a `Retry-After` asks for, go by their own rules. What they raise leaves
+    the call. The state's `attempt_number` counts as `max_attempts` does; its times are on the mesh's clock, and begin
+    with the first attempt; there is no `retry_object` and no `fn`.
+
     Args:
         max_attempts: attempts in all, the first included; failovers do not count. Default 3; 1 means no retry.
         on_status: answers worth another attempt. Default 502, 503, 504. (429 and 503 with a `Retry-After` that the
             deadline allows are retried as well.)
         methods: methods whose requests may be sent twice. Default GET, HEAD, OPTIONS, PUT, DELETE, TRACE.
+        wait: seconds before each retry, also the first one on another endpoint. A `Retry-After` wins over it, and if
+            the deadline comes before its end the call ends at once. Default None: a draw between nothing and 25 ms that
+            doubles up to 250 ms, and nothing before the first retry on another endpoint.
+        stop: when there is to be no further retry; `max_attempts` holds as well. Default None.
+        on: what is retried, in the place of `on_status`: it is asked about every failure of a request that may be
+            repeated. The outcome is the httpx exception that would leave the call, or an `httpx.Response` with the
+            status 429 or 5xx (but 501 and 505) or one in `on_status`. Its body is still unread: `content`, `text`
+            and `json()` raise `httpx.ResponseNotRead`. (429 and 503 with a `Retry-After` are retried without asking.)
+            Default None.
         budget: what bounds all extra attempts of the service.
         buffer_body: bytes of a body that is not bytes already (a file, a generator) which are kept in memory so that
             it can be sent again; a longer one is sent once, unless the call's options say `replayable`. Default 65536.
@@ -96,6 +112,15 @@ class Retry(_Checked):
     )
     methods: Collection[str] = ruled(
         lambda value: _each(value, _method, "methods in capitals, for example {'GET'}"), default=REPEATABLE_METHODS
+    )
+    wait: Callable[[Any], float] | None = ruled(
+        lambda value: _strategy(value, "tenacity.wait_fixed(0.5)"), default=None
+    )
+    stop: Callable[[Any], bool] | None = ruled(
+        lambda value: _strategy(value, "tenacity.stop_after_delay(5)"), default=None
+    )
+    on: Callable[[Any], bool] | None = ruled(
+        lambda value: _strategy(value, "tenacity.retry_if_exception_type(httpx.ReadTimeout)"), default=None
     )
     budget: Budget = ruled(instance(Budget, "Budget()"), default=Budget())
     buffer_body: int = ruled(whole(at_least=0), default=65536)
@@ -254,6 +279,18 @@ def _optional_host(value: Any) -> str | None:
 
 def _optional_text(value: Any, what: str) -> str | None:
     return None if value is None or (isinstance(value, str) and value) else f"must be {what} or None"
+
+
+def _strategy(value: Any, example: str) -> str | None:
+    if value is None:
+        return None
+    if isinstance(value, type):
+        return f"must be an object, for example {example}, not a class"
+    if not callable(value):
+        return f"must be a function of the retry state, for example {example}"
+    if inspect.iscoroutinefunction(value) or inspect.iscoroutinefunction(type(value).__call__):
+        return f"must not be async, for example {example}: the sync client asks it as well"
+    return None
 
 
 def _each(values: Any, rule: Any, example: str) -> str | None:

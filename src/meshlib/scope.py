@@ -1,6 +1,6 @@
-"""What holds for the calls made inside a block or a function: `options` and `deadline`.
+"""What holds for the calls made inside a block or a function: `options`, `deadline` and `behalf_of_attempt`.
 
-Decides how the settings of nested blocks add up. Both live in a context variable, so they follow tasks, and threads
+Decides how the settings of nested blocks add up. They live in a context variable, so they follow tasks, and threads
 that were given a copy of the context. Nothing here makes a call.
 """
 
@@ -28,15 +28,25 @@ class Scope:
     Attributes:
         options: the innermost value of each.
         deadline: on `time.monotonic`; infinite if there is none.
+        attempt: which attempt of another's call is being served; 1 if it is the first, or none.
     """
 
-    __slots__ = ("block", "deadline", "options", "outer")
+    __slots__ = ("attempt", "block", "deadline", "options", "outer")
     options: Mapping[str, Any]
     deadline: float
+    attempt: int
 
-    def __init__(self, outer: Scope | None, options: Mapping[str, Any], deadline: float, block: object = None) -> None:
+    def __init__(
+        self,
+        outer: Scope | None,
+        options: Mapping[str, Any],
+        deadline: float,
+        block: object = None,
+        attempt: int | None = None,
+    ) -> None:
         self.outer = outer
         self.block = block
+        self.attempt = attempt or (outer.attempt if outer else 1)
         self.options = {**outer.options, **options} if outer else dict(options)
         self.deadline = min(deadline, outer.deadline) if outer else deadline
 
@@ -132,6 +142,23 @@ class deadline(_Block):
 
     def _enter(self, outer: Scope) -> Scope:
         return Scope(outer, {}, time.monotonic() + self._seconds, self)
+
+
+class behalf_of_attempt(_Block):
+    """Calls made inside serve an attempt that another process has made of a call of its own (rule C10).
+
+    If that is not its first one, the other process is retrying already. So the calls are not retried once they were
+    sent, and tell the next hop the same; failovers go on, since they reach nobody twice.
+
+    Args:
+        number: what its `x-meshlib-attempt` says, from 1. Of nested blocks the innermost holds.
+    """
+
+    def __init__(self, number: int) -> None:
+        self._number = number
+
+    def _enter(self, outer: Scope) -> Scope:
+        return Scope(outer, {}, math.inf, self, self._number)
 
 
 def _flag(value: Any) -> str | None:

@@ -45,7 +45,7 @@ class InOrder:
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """What the world does with one attempt."""
+    """What the world does with one attempt; `seen` is what the user's strategies see of its end."""
 
     status: int | None = None
     retry_after: float | None = None
@@ -54,6 +54,7 @@ class Step:
     sent: bool = True
     resendable: bool = True
     lasts: float = 0.01
+    seen: Any = None
 
 
 def answer(status: int, **more: Any) -> Step:
@@ -137,6 +138,7 @@ class Stage:
             error=step.error,
             sent=step.sent,
             resendable=step.resendable,
+            evidence=lambda: step.seen,
         )
 
     def play(self, script: Iterable[Step], **how: Any) -> Played:

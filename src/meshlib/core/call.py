@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from itertools import chain
 
-from meshlib.core.backoff import delay_before
+from meshlib.core.backoff import Evidence, advised, delay_before, is_asked_for
 from meshlib.core.breaker import UNHEARD
 from meshlib.core.cluster import Cluster
 from meshlib.core.node import Node
@@ -58,6 +58,7 @@ class Call:
         deadline: when the call is given up, on the mesh's clock.
         attempt_timeout: seconds for each attempt.
         retries: whether there may be more than one attempt, apart from a transparent one.
+        on_behalf: whether the caller is itself at work for a retry: then what was sent is not sent again (rule C10).
         key: what a consistent hash goes by.
 
     Attributes:
@@ -67,6 +68,7 @@ class Call:
     # Where a call stands before its first attempt; most calls stay there.
     _kind: Kind = "first"
     _retries = True
+    _on_behalf = False
     _key: str | None = None
     _walk: Iterator[Node] = iter(())
     _walked: View | None = None
@@ -84,12 +86,14 @@ class Call:
         deadline: float,
         attempt_timeout: float | None = None,
         retries: bool = True,
+        on_behalf: bool = False,
         key: str | None = None,
     ) -> None:
         service = cluster.service
         given = service.timeout.attempt if attempt_timeout is None else attempt_timeout
         self._set_out(cluster, service.name, repeatable, deadline, given)
         self._retries = retries
+        self._on_behalf = on_behalf
         self._key = key
 
     def _set_out(self, cluster: Cluster, name: str, repeatable: bool, deadline: float, attempt_timeout: float) -> None:
@@ -159,6 +163,7 @@ class Call:
         resendable: bool = True,
         whole: bool = False,
         overloaded: bool = False,
+        evidence: Evidence = lambda: None,
     ) -> float | None:
         """Judge an attempt by its headers, or by its end without any, and decide what follows.
 
@@ -173,9 +178,13 @@ class Call:
             resendable: whether the body can be sent whole again (rule C3).
             overloaded: whether the answer says that its sender is.
             whole: whether the answer's body is here as well, so that the attempt is over and nobody will `release` it.
+            evidence: makes what the user's strategies are to see of the end, if they are asked.
 
         Returns:
             None if this was the last attempt; else the seconds to wait before the next `begin`.
+
+        Raises:
+            Exception: a strategy's own; the attempt is settled by then.
         """
         if retry_after is not None:
             attempt.retry_after = retry_after
@@ -195,7 +204,15 @@ class Call:
             self._tell_throttle(attempt, now, end)
             if whole or end is not None:
                 self.cluster.in_flight -= attempt.finish()
-            return self._follow(attempt, now, end, sent, resendable)
+        if not resendable:
+            return None
+        if end is End.stale and not self._transparent_used and (self.repeatable or not sent):
+            self._transparent_used = True  # rule C8: nobody's fault, and free, once
+            self._kind, self._waited = "transparent", 0.0
+            return 0.0
+        if not self._retries or self.is_expired(now):
+            return None
+        return self._follow(attempt, now, evidence)
 
     def succeed(self, attempt: Attempt, now: float, status: int, whole: bool) -> None:
         """What `settle` does about an answer that is neither a rejection nor worth a retry, as most are.
@@ -335,21 +352,19 @@ class Call:
         elif shedder.is_awake and attempt.status is not None:
             shedder.accepted(now)
 
-    def _follow(self, attempt: Attempt, now: float, end: End | None, sent: bool, resendable: bool) -> float | None:
-        """Whether there is another attempt, of which kind, and after how long."""
-        if not resendable:
+    def _follow(self, attempt: Attempt, now: float, evidence: Evidence) -> float | None:
+        """Whether there is another attempt to be paid for, of which kind, and after how long."""
+        cluster, wait = self.cluster, None
+        with cluster.lock:
+            kind = self._next_kind(attempt, now)
+            if kind is not None:
+                wait = self._wait_before(kind, attempt, now)
+        if kind == "retry" and wait is not None:
+            wait = advised(cluster.service.retry, self.report.attempts, self._counted, now, wait, evidence)
+        if kind is None or wait is None or self.is_expired(now + wait):
             return None
-        if end is End.stale and not self._transparent_used and (self.repeatable or not sent):
-            self._transparent_used = True  # rule C8: nobody's fault, and free, once
-            self._kind, self._waited = "transparent", 0.0
-            return 0.0
-        kind = self._next_kind(attempt, now) if self._retries else None
-        if kind is None:
-            return None
-        wait = self._wait_before(kind, attempt, now)
-        if self.is_expired(now + wait):
-            return None
-        paid = self.cluster.bucket.pay(throttled=attempt.throttled)
+        with cluster.lock:
+            paid = cluster.bucket.pay(throttled=attempt.throttled)
         if not paid:
             return None
         self._kind, self._waited = kind, wait
@@ -363,11 +378,10 @@ class Call:
         if attempt.outcome is Outcome.not_sent:
             if self._untried(now):
                 return "failover"
-        elif not self.repeatable:
+        elif not self.repeatable or self._on_behalf:
             return None
         elif attempt.status is not None:
-            asked = attempt.retry_after is not None and attempt.status in (429, 503)
-            if not asked and attempt.status not in retry.on_status:
+            if attempt.status not in retry.on_status and retry.on is None and not is_asked_for(attempt):
                 return None
         elif attempt.outcome is not Outcome.failed:
             return None

@@ -97,7 +97,12 @@ class AsyncMeshTransport(httpx.AsyncBaseTransport):
                 raise
             return last, again
         reply = answer if answer.is_closed else AsyncReply(exchange, attempt, connection, answer, self._stacks)
-        return reply, exchange.answered(attempt, answer)
+        try:
+            return reply, exchange.answered(attempt, answer)
+        except BaseException:  # a strategy's own
+            if not reply.is_over:
+                await reply.give_up(None)
+            raise
 
 
 class AsyncReply(Reply, httpx.AsyncByteStream):

@@ -7,8 +7,9 @@ which exception is which. It never decides what an exception means for a node: t
 from __future__ import annotations
 
 import time
+from collections.abc import AsyncIterator, Iterable, Iterator
 from operator import itemgetter
-from typing import Any
+from typing import Any, TypeVar
 
 import httpcore
 import httpx
@@ -17,6 +18,8 @@ from meshlib.core.outcome import End
 from meshlib.core.report import Report
 from meshlib.endpoint import Endpoint
 from meshlib.transport.head import Head
+
+E = TypeVar("E", bound=BaseException)
 
 _ERRORS: tuple[tuple[type[Exception], type[httpx.TransportError]], ...] = (
     (httpcore.ConnectTimeout, httpx.ConnectTimeout),
@@ -35,13 +38,17 @@ DEADLINE_HEADER = b"x-meshlib-deadline-ms"
 
 OVERLOADED = b"x-envoy-overloaded"
 """With a 503: Envoy refused the request to spare what is behind it."""
+ATTEMPT_HEADER = b"x-meshlib-attempt"
+"""Tells the next hop that somebody retries already, and which attempt this is (rule C10)."""
+
+_OURS = frozenset({DEADLINE_HEADER, ATTEMPT_HEADER})
 
 RETRY_AFTER_STATUS = frozenset({429, 503})
 """The statuses whose `Retry-After` is about being called again, and not about a move."""
 
 
 def head(
-    request: httpx.Request, host: str | None, left: float | None
+    request: httpx.Request, host: str | None, left: float | None, number: int
 ) -> tuple[bytes, bytes, list[tuple[bytes, bytes]]]:
     """Method, target and headers of the request as one endpoint gets it.
 
@@ -49,15 +56,17 @@ def head(
         request: the caller's.
         host: the `Host` header to send instead of the request's own, if any.
         left: seconds that the next hop is told it has; None to tell it nothing.
+        number: which attempt it is told this is; 1 to tell it nothing.
     """
     headers = request.headers.raw
     if host is not None:
         headers = [(b"Host", host.encode("ascii")), *_without(headers, b"host")]
+    for name in _passed_on(request.headers, left):
+        headers = _without(headers, name)
     if left is not None:
-        if has(request.headers, DEADLINE_HEADER):
-            # What an application passes on from its own caller is older than what we know.
-            headers = _without(headers, DEADLINE_HEADER)
         headers.append((DEADLINE_HEADER, _milliseconds(left)))
+    if number > 1:
+        headers.append((ATTEMPT_HEADER, b"%d" % number))
     return request.method.encode("ascii"), request.url.raw_path, headers
 
 
@@ -67,6 +76,7 @@ def inner_request(
     endpoint: Endpoint,
     host: str | None,
     left: float | None,
+    number: int,
     stream: Any,
     timeout: dict[str, float],
 ) -> httpx.Request:
@@ -93,12 +103,12 @@ def inner_request(
         moved.headers = headers = httpx.Headers(request.headers)
     if host is not None:
         headers["Host"] = host
+    for name in _passed_on(headers, left):
+        del headers[name.decode("ascii")]
     if left is not None:
-        value = _milliseconds(left)
-        if not IS_KNOWN or DEADLINE_HEADER in map(_LOWERED, headers._list):
-            headers[DEADLINE_HEADER.decode("ascii")] = value.decode("ascii")
-        else:
-            headers._list.append((DEADLINE_HEADER, DEADLINE_HEADER, value))
+        _append(headers, DEADLINE_HEADER, _milliseconds(left))
+    if number > 1:
+        _append(headers, ATTEMPT_HEADER, b"%d" % number)
     return moved
 
 
@@ -112,6 +122,21 @@ def origin_of(url: httpx.URL) -> object:
 def has(headers: httpx.Headers, name: bytes) -> bool:
     """What `name in headers` does, for a name in lower case, at a quarter of the price."""
     return name in map(_LOWERED, headers._list) if IS_KNOWN else name.decode("ascii") in headers
+
+
+def _passed_on(headers: httpx.Headers, left: float | None) -> Iterable[bytes]:
+    """Those of our own headers that an application passes on from its own caller: they are older than what we know."""
+    if IS_KNOWN and _OURS.isdisjoint(map(_LOWERED, headers._list)):
+        return ()
+    ours = (ATTEMPT_HEADER,) if left is None else (ATTEMPT_HEADER, DEADLINE_HEADER)
+    return [name for name in ours if has(headers, name)]
+
+
+def _append(headers: httpx.Headers, name: bytes, value: bytes) -> None:
+    if IS_KNOWN:
+        headers._list.append((name, name, value))
+    else:
+        headers[name.decode("ascii")] = value.decode("ascii")
 
 
 def _is_known() -> bool:
@@ -143,6 +168,19 @@ def _milliseconds(left: float) -> bytes:
 
 def _without(headers: list[tuple[bytes, bytes]], name: bytes) -> list[tuple[bytes, bytes]]:
     return [pair for pair in headers if pair[0].lower() != name]
+
+
+class Unread(httpx.SyncByteStream, httpx.AsyncByteStream):
+    """The body of an answer of which nobody knows yet whether it is the call's."""
+
+    def __iter__(self) -> Iterator[bytes]:
+        raise self._error()
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        raise self._error()
+
+    def _error(self) -> Exception:
+        return httpx.StreamError("the body is not read before it is decided whether there is another attempt")
 
 
 class Answer:
@@ -187,6 +225,12 @@ class Answer:
             },
         )
 
+    def evidence(self, request: httpx.Request, report: Report) -> httpx.Response:
+        """The answer as the user's strategies see it, without its body."""
+        seen = self.response(Unread(), report)
+        seen.request = request
+        return seen
+
 
 def content_of(request: httpx.Request) -> bytes | None:
     """The body of a request that is all bytes; None if it is of any other kind."""
@@ -214,7 +258,7 @@ def end_of(error: BaseException, *, reused: bool, answered: bool) -> End:
     return End.caller
 
 
-def httpx_error(error: Exception, request: httpx.Request) -> Exception:
+def httpx_error(error: E, request: httpx.Request) -> E | httpx.TransportError:
     """The exception in httpx's classes; what is not httpcore's is returned as it is."""
     for theirs, ours in _ERRORS:
         if isinstance(error, theirs):

@@ -14,7 +14,7 @@ import httpcore
 import httpx
 
 from meshlib.core.call import TIMER_SLACK, Call
-from meshlib.core.outcome import End
+from meshlib.core.outcome import End, Outcome
 from meshlib.core.report import Attempt
 from meshlib.errors import DeadlineExceeded, NoEndpoints, Overloaded, ResolveError
 from meshlib.scope import NOTHING, current_scope
@@ -63,14 +63,17 @@ class Exchange(Call):
     """
 
     _error: Exception | None = None
+    _serving = 1
 
     def __init__(self, route: Route, request: httpx.Request, recorder: Recorder) -> None:
         terms = route.terms
         total = terms.total
-        if current_scope() is not NOTHING or "meshlib" in request.extensions:
+        if (scope := current_scope()) is not NOTHING or "meshlib" in request.extensions:
             terms, left = route.terms_under(request.extensions.get("meshlib"))
             total = min(terms.total, left)
             self._retries, self._key = terms.retries, terms.key
+            if scope.attempt > 1:
+                self._on_behalf, self._serving = True, scope.attempt
         self.route = route
         self.service = route.service
         self.request = request
@@ -125,7 +128,14 @@ class Exchange(Call):
     def head(self, attempt: Attempt) -> tuple[bytes, bytes, list[tuple[bytes, bytes]]]:
         """Method, target and headers as the attempt's endpoint gets them."""
         left = self.deadline - self.clock() if self.route.send_deadline else None
-        return binding.head(self.request, self.host_at(attempt), left)
+        return binding.head(self.request, self.host_at(attempt), left, self.number_of(attempt))
+
+    def number_of(self, attempt: Attempt) -> int:
+        """Which of the attempts that may have reached a server this is, at least that for which the caller works."""
+        if attempt.kind == "first":
+            return self._serving
+        before = [each for each in self.report.attempts if each is not attempt]
+        return max(self._serving, 1 + sum(each.outcome is not Outcome.not_sent for each in before))
 
     def host_at(self, attempt: Attempt) -> str | None:
         """The `Host` header that the attempt's endpoint gets instead of the URL's, if any."""
@@ -138,15 +148,19 @@ class Exchange(Call):
         if answer.status not in self.route.unwell:
             self.succeed(attempt, self.clock(), answer.status, answer.is_closed)
             return None
-        return self.settle(
-            attempt,
-            self.clock(),
-            status=answer.status,
-            retry_after=binding.retry_after(answer) if answer.status in binding.RETRY_AFTER_STATUS else None,
-            resendable=self.body.is_resendable,
-            whole=answer.is_closed,
-            overloaded=answer.status == 503 and bool(answer.header(binding.OVERLOADED)),
-        )
+        try:
+            return self.settle(
+                attempt,
+                self.clock(),
+                status=answer.status,
+                retry_after=binding.retry_after(answer) if answer.status in binding.RETRY_AFTER_STATUS else None,
+                resendable=self.body.is_resendable,
+                whole=answer.is_closed,
+                overloaded=answer.status == 503 and bool(answer.header(binding.OVERLOADED)),
+                evidence=lambda: answer.evidence(self.request, self.report),
+            )
+        except Exception as error:
+            raise self._with_report(error)  # noqa: B904  # it is the same one, of the user's own strategy
 
     def broke(self, attempt: Attempt, error: BaseException, connection: Any) -> float | None:
         """The attempt raised. Returns None if the call ends with it, else the seconds to wait.
@@ -161,14 +175,18 @@ class Exchange(Call):
             error, end = fault, End.caller  # whatever has become of it on its way through the transport
         if self.body.waited:
             self._account(attempt)
-        again = self.settle(
-            attempt,
-            self.clock(),
-            end=end,
-            error=binding.in_words(error),
-            sent=stream is not None and stream.sent,
-            resendable=self.body.is_resendable,
-        )
+        try:
+            again = self.settle(
+                attempt,
+                self.clock(),
+                end=end,
+                error=binding.in_words(error),
+                sent=stream is not None and stream.sent,
+                resendable=self.body.is_resendable,
+                evidence=lambda: binding.httpx_error(error, self.request),
+            )
+        except Exception as own:
+            raise self._with_report(own)  # noqa: B904  # see `answered`
         if isinstance(error, Exception):
             if end is End.caller and not isinstance(error, Stalled):
                 raise self._with_report(fault or binding.httpx_error(error, self.request))

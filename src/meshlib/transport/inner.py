@@ -60,6 +60,13 @@ class InnerAnswer:
         self._response.extensions["meshlib"] = report
         return self._response
 
+    def evidence(self, request: httpx.Request, report: Report) -> httpx.Response:
+        """See `binding.Answer.evidence`."""
+        known, extensions = self._response, {**self._response.extensions, "meshlib": report}
+        return httpx.Response(
+            self.status, headers=known.headers, stream=binding.Unread(), request=request, extensions=extensions
+        )
+
 
 class WholeAnswer(InnerAnswer):
     """A response whose body came along with its headers: nothing of it is to be read, ended or given up any more.
@@ -143,7 +150,10 @@ class InnerConnection(Bounded):
                     timeout[operation] = bound
         host = None if route.host is None else exchange.host_at(attempt)
         told = exchange.deadline - self.clock() if route.send_deadline else None
-        return binding.inner_request(exchange.request, route.scheme, attempt.endpoint, host, told, body, timeout)
+        number = exchange.number_of(attempt)
+        return binding.inner_request(
+            exchange.request, route.scheme, attempt.endpoint, host, told, number, body, timeout
+        )
 
     def _translated(self, error: httpx.TransportError) -> Exception:
         self.sent = not _failed_to_connect(error)

@@ -98,7 +98,12 @@ class MeshTransport(httpx.BaseTransport):
                 raise
             return last, again
         reply = answer if answer.is_closed else SyncReply(exchange, attempt, connection, answer, self._stacks)
-        return reply, exchange.answered(attempt, answer)
+        try:
+            return reply, exchange.answered(attempt, answer)
+        except BaseException:  # a strategy's own
+            if not reply.is_over:
+                reply.give_up(None)
+            raise
 
 
 class SyncReply(Reply, httpx.SyncByteStream):
