@@ -53,6 +53,7 @@ class Step:
     error: str | None = None
     sent: bool = True
     resendable: bool = True
+    overloaded: bool = False
     lasts: float = 0.01
     seen: Any = None
 
@@ -138,6 +139,7 @@ class Stage:
             error=step.error,
             sent=step.sent,
             resendable=step.resendable,
+            overloaded=step.overloaded,
             evidence=lambda: step.seen,
         )
 

@@ -188,7 +188,7 @@ class Cluster:
         if not self.is_known:
             return f"its endpoints are not known yet{said}"
         if self._nodes and self.service.limit is not None and self.service.limit.per_endpoint is not None:
-            return f"no endpoint is to be called now, or each has {self.service.limit.per_endpoint} calls in flight"
+            return f"no endpoint is to be called now, or each is at its limit ({self.service.limit.per_endpoint} in flight)"
         if self._nodes:
             return "no endpoint is to be called now"
         return f"it has no endpoint, as of {now - self._known_at:.0f} s ago{said or f' ({self.source})'}"
@@ -205,7 +205,7 @@ class Cluster:
     def refusal(self, now: float) -> str:
         """Why one more call is not let in, in words; empty if it is. Under the lock."""
         if self.in_flight >= self.most:
-            return f"{self.in_flight} calls are in flight, which is its limit"
+            return f"it has {self.in_flight} in flight, which is its limit"
         if self.shedder.is_awake and not self.shedder.admits(now, self.rng):
             return f"it is overloaded, and {self.shedder.share(now):.0%} of the calls are refused here"
         return ""
