@@ -51,8 +51,9 @@ def test_the_limit_is_for_calls_and_not_for_what_a_call_does_next() -> None:
 def test_an_endpoint_with_as_many_calls_as_it_may_is_not_chosen() -> None:
     stage = Stage(2, limit=Limit(10, per_endpoint=1))
     assert [str(started(stage).endpoint) for _ in range(2)] == ["10.0.0.1:80", "10.0.0.2:80"]
-    assert stage.call().begin(stage.clock()) is None
-    assert "each is at its limit (1 in flight)" in stage.cluster.why_empty(stage.clock())
+    call = stage.call()
+    assert call.begin(stage.clock()) is None
+    assert call.refused == "each of its endpoints has 1 in flight, which is their limit"
 
 
 def refused(stage: Stage, calls: int) -> int:

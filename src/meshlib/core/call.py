@@ -129,6 +129,8 @@ class Call:
                 return None
             else:
                 attempt = self._choose(now, deadline)
+                if attempt is None:
+                    self.refused = cluster.fullness()
             if attempt is not None:
                 cluster.in_flight += 1
                 self.report.attempts.append(attempt)

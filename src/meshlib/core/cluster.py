@@ -187,8 +187,6 @@ class Cluster:
         said = f" ({said})" if said else ""
         if not self.is_known:
             return f"its endpoints are not known yet{said}"
-        if self._nodes and self.service.limit is not None and self.service.limit.per_endpoint is not None:
-            return f"no endpoint is to be called now, or each is at its limit ({self.service.limit.per_endpoint} in flight)"
         if self._nodes:
             return "no endpoint is to be called now"
         return f"it has no endpoint, as of {now - self._known_at:.0f} s ago{said or f' ({self.source})'}"
@@ -209,6 +207,13 @@ class Cluster:
         if self.shedder.is_awake and not self.shedder.admits(now, self.rng):
             return f"it is overloaded, and {self.shedder.share(now):.0%} of the calls are refused here"
         return ""
+
+    def fullness(self) -> str:
+        """Whether what keeps a call from every endpoint is their limit, in words; empty if it is not. Under the lock."""
+        limit = self.service.limit
+        if limit is None or limit.per_endpoint is None or not self.view.offered:
+            return ""
+        return f"each of its endpoints has {limit.per_endpoint} in flight, which is their limit"
 
     def count_keyless(self) -> None:
         """A call has brought no key."""
