@@ -209,7 +209,7 @@ class Cluster:
         return ""
 
     def fullness(self) -> str:
-        """Whether what keeps a call from every endpoint is their limit, in words; empty if it is not. Under the lock."""
+        """That every endpoint is at its limit, in words; empty if there is none. Under the lock."""
         limit = self.service.limit
         if limit is None or limit.per_endpoint is None or not self.view.offered:
             return ""
