@@ -16,7 +16,6 @@ from typing import Any, ClassVar
 
 import pytest
 import tenacity
-import tenacity.asyncio
 
 from meshlib import (
     TLS,
@@ -229,7 +228,6 @@ def test_a_strategy_is_any_function_but_an_async_one_and_no_class(name: str) -> 
         (asynchronous, "must not be async"),
         (functools.partial(asynchronous, 1), "must not be async"),
         (Asynchronous(), "must not be async"),
-        (tenacity.asyncio.retry_if_result(asynchronous), "must not be async"),
     ):
         (said,) = faults_of(Retry, **{name: value})
         assert said.startswith(f"retry.{name}: must ")

@@ -79,9 +79,9 @@ class Retry(_Checked):
 
     `wait`, `stop` and `on` take tenacity's strategies (`wait_fixed(0.5) + wait_random(0, 1)`, `stop_after_delay(5) |
     stop_when_event_set(event)`), or any function of a `tenacity.RetryCallState`. They are asked only after a failure,
-    and only about a retry: failovers, and what a `Retry-After` asks for, go by their own rules. What they raise leaves
-    the call. The state's `attempt_number` counts as `max_attempts` does; its times are on the mesh's clock, and begin
-    with the first attempt; there is no `retry_object` and no `fn`.
+    and only about a retry, never about a failover. What they raise leaves the call. The state's `attempt_number` counts
+    as `max_attempts` does; its times are on the mesh's clock, and begin with the first attempt; there is no
+    `retry_object` and no `fn`.
 
     Args:
         max_attempts: attempts in all, the first included; failovers do not count. Default 3; 1 means no retry.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,8 @@ from meshes import mesh_of, outcomes, over, refusing
 from meshlib import Connections, Mesh, Retry, RoundRobin, Service, Timeout, options, report
 from meshlib.scope import behalf_of_attempt, current_scope
 from meshlib.testing import Upstream
+from meshlib.transport import binding
+from meshlib.transport.inner import InnerAnswer
 
 HEADER = "x-meshlib-attempt"
 CLOSE = {"connection": "close"}  # so that what is lost is not taken for a dead kept connection
@@ -118,6 +121,37 @@ def test_C10_on_behalf_of_a_retry_a_failover_goes_on_and_tells_no_less(upstream:
         responses = Colour("sync").run(mesh_of(address, upstream, balancer=RoundRobin()), script)
     assert [("first", "not_sent"), ("failover", "ok")] in [outcomes(response) for response in responses]
     assert told(upstream) == [["3"], ["3"]]
+
+
+# C9: what servers say of coming again
+
+FORMS = ("%a, %d %b %Y %H:%M:%S GMT", "%A, %d-%b-%y %H:%M:%S GMT", "%a %b %e %H:%M:%S %Y")
+"""Those of RFC 9110, section 5.6.7."""
+
+
+def said(value: Any) -> float | None:
+    answer: Any = InnerAnswer(httpx.Response(503, headers={"retry-after": value}), None)
+    return binding.retry_after(answer)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_C9_a_date_is_so_many_seconds_from_now_wherever_we_are(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TZ", "UTC-5")
+    time.tzset()
+    try:
+        later = said(time.strftime(form, time.gmtime(time.time() + 100)))
+        assert later is not None
+        assert 60 < later <= 100
+        assert said(time.strftime(form, time.gmtime(time.time() - 100))) == 0
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+
+
+def test_C9_seconds_are_whole_numbers_and_what_cannot_be_read_was_not_said() -> None:
+    assert [said(value) for value in ("0", " 7 ", "007", "9" * 400)] == [0, 7, 7, 999999999999]
+    for junk in ("", "soon", "-1", "1.5", "1e3", "1, 2", "Fri, 99 Foo 2026 00:00:00 GMT", b"\xb2"):
+        assert said(junk) is None, junk
 
 
 # What strategies see

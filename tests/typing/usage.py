@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import assert_type
 
 import httpx
+import tenacity
 
 import meshlib
 from meshlib import (
@@ -60,6 +61,9 @@ search = Service(
         max_attempts=4,
         on_status=[500, 503],
         methods=("GET", "POST"),
+        wait=tenacity.wait_fixed(0.1) + tenacity.wait_random(0, 0.1),
+        stop=tenacity.stop_after_delay(5) | tenacity.stop_after_attempt(3),
+        on=tenacity.retry_if_exception_type(httpx.ReadTimeout) & tenacity.retry_if_exception(lambda error: True),
         budget=Budget(capacity=100, retry_cost=10, throttle_cost=2.5, refund=0),
         buffer_body=0,
     ),
@@ -221,5 +225,6 @@ by_key: tuple[Balancer, ...] = (
     ConsistentHash(key=tenant),
     ConsistentHash(key=lambda request: request.url.host),
 )
+own_wait = Retry(wait=lambda state: 0.1 * state.attempt_number, stop=lambda state: state.idle_for > 1, on=None)
 chance: Rng = random.Random(1)
 Service("own", ["10.0.0.1:80"], balancer=Freshest(spread=0.2))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator, Iterable, Iterator
+from datetime import UTC
 from operator import itemgetter
 from typing import Any, TypeVar
 
@@ -296,7 +297,10 @@ def retry_after(answer: Answer) -> float | None:
     from email.utils import parsedate_to_datetime  # only a date pays for it
 
     try:
+        moment = parsedate_to_datetime(text)
+        if moment.tzinfo is None:  # the oldest of HTTP's three forms does not say that it is GMT
+            moment = moment.replace(tzinfo=UTC)
         # The one use of the wall clock: the header names a time of day.
-        return max(0.0, parsedate_to_datetime(text).timestamp() - time.time())
+        return max(0.0, moment.timestamp() - time.time())
     except (ValueError, TypeError, OverflowError):
         return None
