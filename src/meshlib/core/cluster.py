@@ -108,6 +108,16 @@ class Cluster:
             self.is_known = True  # now that the view is there: who waits for this looks without the lock
         return gone
 
+    def heard(self, place: Place, healthy: bool) -> None:
+        """A check has told whether a place is well; one that is not known is ignored."""
+        with self._publishing:
+            node = self._nodes.get(place)
+            if node is not None and node.health is not healthy:
+                node.health = healthy
+                view = View.build(tuple(self._nodes.values()), self.service, self.rng, self._zone)
+                with self.lock:
+                    self.view = view
+
     def has(self, place: Place) -> bool:
         """Whether a place is one of its endpoints."""
         return place in self._nodes

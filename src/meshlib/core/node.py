@@ -46,6 +46,7 @@ class Node:
         observed_at: when these were last brought up to date; -inf before the first answer.
         effective_weight: what the view gives the balancer to work with.
         breaker: the state machine.
+        health: what the checks say; None before the first one.
         inherited: attempts made before the last fork, which are not ours to count.
     """
 
@@ -61,6 +62,7 @@ class Node:
         "endpoint",
         "ewma",
         "failures",
+        "health",
         "in_flight",
         "inherited",
         "latencies",
@@ -72,6 +74,7 @@ class Node:
         self.endpoint = endpoint
         self.effective_weight = float(endpoint.weight)
         self.breaker = NodeBreaker(breaker)
+        self.health: bool | None = None
         self.inherited = 0
         self.in_flight = 0
         self.attempts = 0

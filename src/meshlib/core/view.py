@@ -43,7 +43,9 @@ class View:
         ejects on local evidence must not send everybody to the survivors.
         """
         balancer, count = service.balancer, len(nodes)
-        levels = [Level(level, _near_first(level, balancer, rng, zone)) for level in _by_priority(nodes)]
+        well = [node for node in nodes if node.health is not False]
+        used = well if 2 * len(well) >= count else nodes
+        levels = [Level(level, _near_first(level, balancer, rng, zone)) for level in _by_priority(used)]
         candidates = levels[0].candidates if len(levels) == 1 else _in_order(levels, service.min_healthy)
         most = min(count - 1, max(1, int(count * service.breaker.max_ejected)))
         return cls(nodes, candidates, type(balancer).__name__, most)
