@@ -26,6 +26,7 @@ from meshlib import (
     ConsistentHash,
     DeadlineExceeded,
     Endpoint,
+    HealthCheck,
     LeastRequest,
     Limit,
     Mesh,
@@ -85,6 +86,10 @@ def faults_of(make: Any, *args: Any, **kwargs: Any) -> list[str]:
         (Breaker(), {"consecutive": 5, "open_for": 2.0, "max_open_for": 60.0, "max_ejected": 0.5}),
         (Throttle(), {"k": 2.0, "window": 120.0, "enforce": True}),
         (Limit(10), {"max_in_flight": 10, "per_endpoint": None}),
+        (
+            HealthCheck("/healthz"),
+            {"interval": 10.0, "timeout": 1.0, "healthy": 2, "unhealthy": 3, "expect": range(200, 400)},
+        ),
         (Connections(), {"max_per_endpoint": 100, "max_idle": 20, "keepalive": 60.0, "max_age": 600.0}),
         (TLS(), {"verify": "system", "server_name": None, "cert": None, "key": None, "min_version": "1.2"}),
         (LeastRequest(), {"choices": 2}),
@@ -254,6 +259,71 @@ def test_several_faults_at_once_are_all_listed_in_the_order_of_the_fields() -> N
         "retry.methods",
         "retry.budget",
         "retry.buffer_body",
+    ]
+
+
+# Health checks
+
+
+@pytest.mark.parametrize("path", ["/", "/healthz", "/v1/sys/health?standbyok=true", "/a%20b"])
+def test_a_health_check_is_a_frozen_value(path: str) -> None:
+    check = HealthCheck(path, interval=5)
+    assert check.path == path
+    assert check == HealthCheck(path, interval=5) != HealthCheck(path)
+    assert hash(check) == hash(HealthCheck(path, interval=5))
+    assert pickle.loads(pickle.dumps(check)) == copy.deepcopy(check) == dataclasses.replace(check) == check
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        check.path = "/"  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    "path", ["", "healthz", "http://a/healthz", "/a b", "/a#b", "/ä", "/a\n", None, b"/healthz", 5]
+)
+def test_a_health_checks_path_must_be_one(path: Any) -> None:
+    (said,) = faults_of(HealthCheck, path)
+    got = repr(path) if isinstance(path, str) else type(path).__name__
+    assert said == f"healthcheck.path: must be a path, for example '/healthz', got {got}"
+
+
+def test_a_health_checks_faults_are_all_told() -> None:
+    said = faults_of(HealthCheck, "x", interval=0, timeout=0, healthy=0, unhealthy=1.5, expect=())
+    assert [fault.partition(":")[0].removeprefix("healthcheck.") for fault in said] == [
+        "path",
+        "interval",
+        "timeout",
+        "healthy",
+        "unhealthy",
+        "expect",
+    ]
+    with pytest.raises(TypeError):
+        HealthCheck("/healthz", 5.0)  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("value", [[], 200, "200", None, [199], [600], [True], ["200"], iter([200])])
+def test_what_a_health_check_expects_must_be_statuses(value: Any) -> None:
+    (said,) = faults_of(HealthCheck, "/", expect=value)
+    example = "statuses, for example range(200, 400) or {200, 204}"
+    assert said == f"healthcheck.expect: must be a set of {example}, got {value!r}"
+
+
+def test_what_a_health_check_expects_may_be_any_collection() -> None:
+    given = [200, 204]
+    check = HealthCheck("/", expect=given)
+    given.clear()
+    assert check.expect == frozenset({200, 204})
+
+
+def test_T3_the_query_of_a_health_check_is_not_shown() -> None:
+    shown = repr(Service("orders", ONE, health=HealthCheck("/healthz?token=secret")))
+    with pytest.raises(ConfigError) as caught:
+        HealthCheck("/a b?token=secret", interval=0)
+    assert "secret" not in shown + str(caught.value)
+
+
+def test_a_services_health_must_be_a_check() -> None:
+    assert Service("orders", ONE).health is None
+    assert faults_of(Service, "orders", ONE, health="/healthz") == [
+        "services.orders.health: must be a HealthCheck, for example HealthCheck('/healthz'), got '/healthz'"
     ]
 
 

@@ -23,7 +23,7 @@ from meshlib.errors import (
     UnknownService,
 )
 from meshlib.mesh import Mesh
-from meshlib.policy import TLS, Breaker, Budget, Connections, Limit, Retry, Throttle, Timeout
+from meshlib.policy import TLS, Breaker, Budget, Connections, HealthCheck, Limit, Retry, Throttle, Timeout
 from meshlib.scope import deadline, options
 from meshlib.service import Service
 
@@ -44,6 +44,7 @@ __all__ = [
     "ConsistentHash",
     "DeadlineExceeded",
     "Endpoint",
+    "HealthCheck",
     "LeastRequest",
     "Limit",
     "Mesh",

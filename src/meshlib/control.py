@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import atexit
 import logging
-import os
 import selectors
 import threading
 import time
@@ -23,7 +22,7 @@ from weakref import WeakSet
 import anyio
 
 from meshlib.core.chance import Rng
-from meshlib.fork import inherited, strays
+from meshlib.fork import close_inherited, inherited, strays
 
 Job = Callable[[], Awaitable[None]]
 
@@ -150,7 +149,7 @@ class _Run:
         # The objects stay: their finalizers would close numbers that are somebody else's by then.
         strays.append(self)
         for key in list((self._selector.get_map() or {}).values()):
-            os.close(key.fd)
+            close_inherited(key.fd)
         self._selector.close()
 
     def _main(self) -> None:

@@ -7,6 +7,7 @@ learned of the endpoints stays.
 
 from __future__ import annotations
 
+import errno
 import os
 from typing import Protocol
 from weakref import WeakSet
@@ -27,6 +28,16 @@ inherited: WeakSet[Inherited] = WeakSet()
 
 strays: list[object] = []
 """What must not be finalized in the child, since its finalizer would meddle with the parent's event loop."""
+
+
+def close_inherited(descriptor: int) -> None:
+    """Close a descriptor of the parent's. A stream on a loop of ours is known to both, and either may be first; the
+    number is nobody else's yet, since nothing is opened while all this goes on."""
+    try:
+        os.close(descriptor)
+    except OSError as error:
+        if error.errno != errno.EBADF:
+            raise
 
 
 def _in_child() -> None:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from meshlib.control import Control
     from meshlib.core.cluster import Cluster
     from meshlib.core.snapshot import ServiceSnapshot
+    from meshlib.health import Checks
     from meshlib.transport.router import Router
     from meshlib.updates import Updates
 
@@ -90,6 +91,7 @@ class Mesh:
         self._clients = Clients()
         self._control: Control | None = None
         self._updates: Updates | None = None
+        self._checks: Checks | None = None
         to_find = []
         for cluster in self._clusters.values():
             resolver = cluster.service.resolver
@@ -98,8 +100,9 @@ class Mesh:
             else:
                 to_find.append(cluster)
             review(cluster, clock())
-        if to_find:
-            self._find(to_find)
+        to_check = [cluster for cluster in self._clusters.values() if cluster.service.health is not None]
+        if to_find or to_check:
+            self._oversee(to_find, to_check)
         inherited.add(self)
 
     def client(self, service: str | None = None, **kwargs: Any) -> httpx.Client:
@@ -174,7 +177,8 @@ class Mesh:
     def wait_ready(self, timeout: float) -> None:
         """Start finding endpoints now, and block until every service has a first answer.
 
-        Without it the first call to a service starts and waits, within its own time.
+        Without it the first call to a service starts and waits, within its own time. Health checks start as well, and
+        nobody waits for them.
 
         Args:
             timeout: seconds.
@@ -182,16 +186,21 @@ class Mesh:
         Raises:
             ResolveError: if a service has none by then; it says which ones, and why.
         """
+        if self._control is not None:
+            self._control.ensure()
         if self._updates is not None:
             self._updates.wait(timeout)
 
     async def await_ready(self, timeout: float) -> None:
         """See `wait_ready`; on asyncio and trio."""
+        if self._control is not None:
+            self._control.ensure()
         if self._updates is not None:
             await self._updates.wait_async(timeout)
 
     def close(self) -> None:
-        """Stop what the mesh runs: endpoints are not looked for any more, and calls make do with those known last.
+        """Stop what the mesh runs: endpoints are neither looked for nor checked any more, and calls make do with what
+        was known last.
 
         Clients are closed on their own, as with httpx. `with mesh:` lets it start again, at the next use.
         """
@@ -199,6 +208,8 @@ class Mesh:
             self._control.close()
         if self._updates is not None:
             self._updates.close()
+        if self._checks is not None:
+            self._checks.close()
 
     async def aclose(self) -> None:
         """See `close`."""
@@ -236,15 +247,21 @@ class Mesh:
     def __repr__(self) -> str:
         return f"<Mesh of {', '.join(self._clusters) or 'no services'}>"
 
-    def _find(self, clusters: list[Cluster]) -> None:
-        """Have the endpoints of these services found out, from the first use on."""
+    def _oversee(self, to_find: list[Cluster], to_check: list[Cluster]) -> None:
+        """Have the endpoints of services found out, and those of services checked, from the first use on."""
         from meshlib.control import Control
         from meshlib.review import reviewing
-        from meshlib.updates import Updates
 
         rng = random.SystemRandom()  # jitter must differ in every process, and forks
         self._control = Control(rng)
-        self._updates = Updates(clusters, self._control, self._clients, self._clock, rng)
+        if to_find:
+            from meshlib.updates import Updates
+
+            self._updates = Updates(to_find, self._control, self._clients, self._clock, rng)
+        if to_check:
+            from meshlib.health import Checks
+
+            self._checks = Checks(to_check, self._control, self._clock, rng)
         look = reviewing(tuple(self._clusters.values()), self._clock)
         self._control.starters.append(lambda control: control.supervise("looking over the settings", look))
         weakref.finalize(self, self._control.close, 0.0).atexit = False  # the control plane sees to that exit itself

@@ -7,6 +7,7 @@ decisions are in `meshlib.core`, the sockets in `meshlib.transport`. All lengths
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Collection
 from dataclasses import KW_ONLY, dataclass, field
 from ssl import SSLContext
@@ -19,6 +20,8 @@ REPEATABLE_METHODS = frozenset({"GET", "HEAD", "OPTIONS", "PUT", "DELETE", "TRAC
 
 RETRIED_STATUS = frozenset({502, 503, 504})
 """Answers that say "not me, not now" rather than "not this request"."""
+
+_PATH = re.compile(r"/[!-~]*\Z")
 
 
 class _Checked:
@@ -213,6 +216,42 @@ class Limit(_Checked):
     per_endpoint: int | None = ruled(lambda value: None if value is None else whole(at_least=1)(value), default=None)
 
 
+@dataclass(frozen=True, slots=True)
+class HealthCheck(_Checked):
+    """How the endpoints of a service are asked whether they are well, beside the calls.
+
+    The first answer decides at once. An endpoint that is not well is not called, unless too few are well.
+
+    Args:
+        path: what is asked for, by GET: `"/healthz"`. A query is allowed, and not shown.
+        interval: seconds from one check of an endpoint to the next, +-20 %. Default 10.
+        timeout: seconds for a whole check, from the connection to the last byte. Default 1.
+        healthy: passes in a row that bring an endpoint back. Default 2.
+        unhealthy: failures in a row that take it out. Default 3.
+        expect: the statuses that are a pass; no redirect is followed. Default 200 to 399.
+
+    Raises:
+        ConfigError: if a value is out of bounds; it names each.
+    """
+
+    path: str = field(repr=False)
+    _: KW_ONLY
+    interval: float = seconds(10.0)
+    timeout: float = seconds(1.0)
+    healthy: int = ruled(whole(at_least=1), default=2)
+    unhealthy: int = ruled(whole(at_least=1), default=3)
+    expect: Collection[int] = ruled(lambda value: _expected(value), default=range(200, 400))
+
+    def __post_init__(self) -> None:
+        faults = []
+        if not isinstance(self.path, str) or not _PATH.match(self.path) or "#" in self.path:
+            shown = repr(self.path.partition("?")[0]) if isinstance(self.path, str) else type(self.path).__name__
+            faults.append(Fault("healthcheck.path", f"must be a path, for example '/healthz', got {shown}"))
+        check(self, faults)
+        if not isinstance(self.expect, range):
+            object.__setattr__(self, "expect", frozenset(self.expect))
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Connections(_Checked):
     """How many connections a client holds, and for how long.
@@ -297,6 +336,12 @@ def _each(values: Any, rule: Any, example: str) -> str | None:
     if isinstance(values, str) or not isinstance(values, Collection):
         return f"must be a set of {example}"
     return f"must be a set of {example}" if any(rule(value) for value in values) else None
+
+
+def _expected(values: Any) -> str | None:
+    example = "statuses, for example range(200, 400) or {200, 204}"
+    wrong = _each(values, whole(at_least=200, at_most=599), example)
+    return wrong or (None if values else f"must be a set of {example}")
 
 
 def _method(value: Any) -> str | None:

@@ -235,7 +235,7 @@ class Cluster:
 
     def _newcomer(self, endpoint: Endpoint) -> Node:
         node = remembering(endpoint, self.service.breaker, self.service.balancer)
-        node.awaits_check = self.is_known and getattr(self.service, "health", None) is not None
+        node.awaits_check = self.is_known and self.service.health is not None
         return node
 
     def _build(self, nodes: dict[Place, Node], now: float) -> None:

@@ -9,7 +9,6 @@ the request was written, which is the proof that a request may be repeated. It n
 from __future__ import annotations
 
 import math
-import os
 import select
 import socket
 import ssl
@@ -20,7 +19,7 @@ from typing import Any
 
 import httpcore
 
-from meshlib.fork import inherited
+from meshlib.fork import close_inherited, inherited
 
 Clock = Callable[[], float]
 
@@ -85,7 +84,7 @@ class Bounded:
         """After a fork, in the child: close the descriptor, and nothing else; the connection is the parent's."""
         descriptor = self.get_extra_info("socket").detach()
         if descriptor >= 0:
-            os.close(descriptor)
+            close_inherited(descriptor)
 
     def arm(self, deadline: float) -> None:
         """A new attempt takes the stream over."""

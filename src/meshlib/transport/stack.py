@@ -86,6 +86,13 @@ class AsyncConnection:
         return await asend(self._http, self.stream, exchange, attempt)
 
 
+def dial_to(service: Service, endpoint: Endpoint) -> Dial:
+    """How connections to a service's endpoint are opened: over TLS to the service's name, never the address."""
+    if service.tls is None:
+        return Dial(endpoint.host, endpoint.port)
+    return Dial(endpoint.host, endpoint.port, context_for(service.tls), service.tls.server_name or service.name)
+
+
 class Turn(Protocol):
     """What somebody who waits for a connection is given one by."""
 
@@ -122,9 +129,7 @@ class Stack(Generic[C]):
     """
 
     def __init__(self, service: Service, endpoint: Endpoint) -> None:
-        context = None if service.tls is None else context_for(service.tls)
-        name = None if service.tls is None else service.tls.server_name or service.name
-        self.dial = Dial(endpoint.host, endpoint.port, context, name)
+        self.dial = dial_to(service, endpoint)
         self.settings = service.connections
         self.size = 0
         self.open: set[C] = set()

@@ -1,0 +1,218 @@
+"""Active health checks: the nodes of a service are asked, again and again, whether they are well.
+
+Decides when a node is asked and how, and which answers are a pass. What they add up to is decided in
+`meshlib.core.health`, and what becomes of a node in its cluster. It never touches a breaker, whose evidence is the
+calls themselves.
+
+Every check has a connection of its own. One that is kept would say nothing of a node that accepts no new ones, most
+servers close it before the next check comes, and with thousands of processes it would be one more that each node holds
+for each of them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple
+
+import httpcore
+
+from meshlib.core.chance import Rng
+from meshlib.core.cluster import Cluster
+from meshlib.core.health import Standing
+from meshlib.core.node import Node
+from meshlib.endpoint import Endpoint
+from meshlib.policy import HealthCheck
+from meshlib.transport.http1 import CHUNK, AsyncBody, Http1
+from meshlib.transport.network import Bounded
+from meshlib.transport.network_asyncio import AsyncioStream, connect
+from meshlib.transport.ready import Ready
+from meshlib.transport.stack import dial_to
+
+if TYPE_CHECKING:
+    from meshlib.control import Control
+    from meshlib.service import Service
+
+LOOK = 0.2
+"""Seconds from one look at which nodes there are to the next."""
+
+AT_ONCE = 0.3
+"""Seconds over which the first checks of a few nodes are spread: a new endpoint is seen by many processes at once."""
+
+PACE = 0.01
+"""Seconds for each of the first checks of many nodes, so that a thousand take as long as a usual round of them."""
+
+JITTER = 0.2
+"""The share by which an interval is longer or shorter by chance, so that what began together drifts apart."""
+
+MOST = 100
+"""Checks of a service under way at once; those beyond it come later. It bounds the descriptors that checks take from
+the calls, and by default it is what a thousand nodes come to when all of them hang."""
+
+LONGEST_BODY = 65536
+"""Bytes of an answer that are read; then the rest does not matter."""
+
+STALL = 0.25
+"""Seconds that a check may end after its time. Timers are never that late but in a process that stood still itself, and
+then nothing is known of the node (rule B6)."""
+
+OURS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL})
+"""What is wrong here, and not there, when no connection can be opened."""
+
+USER_AGENT = b"meshlib-health-check"
+
+logger = logging.getLogger("meshlib.health")
+
+
+class Checks:
+    """Checks the nodes of services, once `control` runs.
+
+    Args:
+        clusters: those of services with `health` set.
+        control: where that is done. It is started by the first call to one of them, which does not wait for it.
+        clock: the mesh's.
+        rng: for the jitter.
+    """
+
+    def __init__(self, clusters: Iterable[Cluster], control: Control, clock: Callable[[], float], rng: Rng) -> None:
+        self._clusters = list(clusters)
+        self._clock = clock
+        self._rng = rng
+        # Where endpoints are yet to be found, calls start the control plane already.
+        self._starts = [Ready(cluster, control.ensure) for cluster in self._clusters if cluster.pending is None]
+        control.starters.append(self._start)
+
+    def close(self) -> None:
+        """Nobody checks any more, until a call finds that it can be started again."""
+        for start in self._starts:
+            start.close()
+
+    def _start(self, control: Control) -> None:
+        for cluster in self._clusters:
+            if (settings := cluster.service.health) is not None:
+                rounds = Rounds(cluster, settings, control, self._clock, self._rng)
+                control.supervise(f"checking {cluster.service.name}", rounds.run)
+
+
+class Rounds:
+    """The checks of one service, each node's in a task of its own.
+
+    Args:
+        cluster: hears how its nodes are.
+        settings: the service's.
+        control: runs the tasks.
+        clock: the mesh's.
+        rng: for the jitter.
+    """
+
+    def __init__(
+        self, cluster: Cluster, settings: HealthCheck, control: Control, clock: Callable[[], float], rng: Rng
+    ) -> None:
+        self._clock = clock
+        self._cluster = cluster
+        self._settings = settings
+        self._control = control
+        self._rng = rng
+        self._room = asyncio.Semaphore(MOST)
+        self._tasks: dict[Node, asyncio.Task[None]] = {}
+
+    async def run(self) -> None:
+        """Check for ever whatever nodes there are."""
+        try:
+            while True:
+                self._follow(self._cluster.view.nodes)
+                await asyncio.sleep(LOOK)
+        finally:
+            self._follow(())
+
+    def _follow(self, nodes: tuple[Node, ...]) -> None:
+        """Begin with nodes that are new, and have done with those that went."""
+        if self._tasks.keys() == set(nodes):
+            return
+        for gone in self._tasks.keys() - set(nodes):
+            self._tasks.pop(gone).cancel()
+        new = [node for node in nodes if node not in self._tasks]
+        spread = min(self._settings.interval, max(AT_ONCE, PACE * len(new)))
+        for node in new:
+            job = partial(self._attend, node, spread * self._rng.random())
+            self._tasks[node] = self._control.supervise(f"checking {self._cluster.service.name}", job)
+
+    async def _attend(self, node: Node, delay: float) -> None:
+        """Check a node for ever, the first time after `delay` seconds."""
+        standing = Standing(self._settings)
+        clock = asyncio.get_running_loop().time
+        while True:
+            await asyncio.sleep(delay)
+            async with self._room:
+                began = clock()
+                finding = await check(self._cluster.service, self._settings, node.endpoint)
+            if finding is not None:
+                self._take(node, standing, finding)
+            delay = began - clock() + self._settings.interval * (1 - JITTER + 2 * JITTER * self._rng.random())
+
+    def _take(self, node: Node, standing: Standing, finding: Finding) -> None:
+        was = standing.healthy
+        if standing.hear(finding.passed):
+            self._cluster.heard(node.endpoint.place, finding.passed, self._clock())
+            if not finding.passed or was is not None:  # that a node is well from the first is no news
+                said = "is healthy again" if finding.passed else "is unhealthy"
+                logger.info("%s: %s %s (%s)", self._cluster.service.name, node.endpoint, said, finding.reason)
+
+
+class Finding(NamedTuple):
+    """What a check has found, and why in a few words."""
+
+    passed: bool
+    reason: str
+
+
+async def check(service: Service, settings: HealthCheck, endpoint: Endpoint) -> Finding | None:
+    """Ask an endpoint once; None if it was we who failed."""
+    clock = asyncio.get_running_loop().time
+    bounds = Bounded(clock, clock() + settings.timeout)
+    try:
+        stream = await connect(dial_to(service, endpoint), settings.timeout, bounds)
+        try:
+            stream.arm(bounds.deadline)
+            status = await _ask(stream, settings.path, _host(service, endpoint))
+        finally:
+            stream.abort()
+    except (httpcore.NetworkError, httpcore.RemoteProtocolError, httpcore.TimeoutException) as error:
+        if isinstance(error.__cause__, OSError) and error.__cause__.errno in OURS:
+            return None
+        told = error.__cause__ if isinstance(error, httpcore.ConnectError) else error
+        finding = Finding(False, type(told).__name__)
+    else:
+        finding = Finding(status in settings.expect, f"status {status}")
+    return None if clock() > bounds.deadline + STALL else finding
+
+
+def _host(service: Service, endpoint: Endpoint) -> str:
+    """The `Host` that calls to the service's own name send."""
+    return str(endpoint) if service.host == "endpoint" else service.host or service.name
+
+
+async def _ask(stream: AsyncioStream, path: str, host: str) -> int:
+    """The status of an answer that came whole, or as much of it as is read."""
+    headers = [
+        (b"Host", host.encode("ascii")),
+        (b"User-Agent", USER_AGENT),
+        (b"Accept", b"*/*"),
+        (b"Accept-Encoding", b"identity"),
+        (b"Connection", b"close"),
+    ]
+    http = Http1()
+    await stream.write(http.head(b"GET", path.encode("ascii"), headers) + http.end())
+    head = None
+    while head is None:
+        http.feed(await stream.read(CHUNK))
+        head = http.answer()
+    length = 0
+    async for piece in AsyncBody(http, stream, None):
+        length += len(piece)
+        if length > LONGEST_BODY:
+            break
+    return head.status_code
