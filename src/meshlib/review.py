@@ -6,7 +6,6 @@ It never raises: a setting that can have no effect still has none.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Collection
 
@@ -30,6 +29,8 @@ def reviewing(clusters: Collection[Cluster], clock: Callable[[], float]) -> Call
     """A job for the control plane."""
 
     async def look() -> None:
+        import asyncio  # it is heavy, and a mesh without a control plane does without it
+
         while True:
             await asyncio.sleep(EVERY)
             for cluster in clusters:
