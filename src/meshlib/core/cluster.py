@@ -228,8 +228,9 @@ class Cluster:
         with self.lock:
             self.panics += view.panic and not self.view.panic
             self.view, self._nodes, self._built_at = view, nodes, now
-            self._sizes = Counter(node.endpoint.priority for node in view.nodes)
-            self._ejected = Counter(node.endpoint.priority for node in view.nodes if node.breaker.state != "closed")
+            present = [node for node in view.nodes if not node.is_barred]
+            self._sizes = Counter(node.endpoint.priority for node in present)
+            self._ejected = Counter(node.endpoint.priority for node in present if node.breaker.state != "closed")
             self.changes_at = min(self.changes_at, view.until)
             for node in view.ejected:
                 self._hurry(node, now)
@@ -248,7 +249,8 @@ class Cluster:
             return True
         if self._ejected[priority] >= most_ejected(self._sizes[priority], self.service.breaker.max_ejected):
             return False
-        return any(each.is_usable for each in nodes if each is not node and each.endpoint.priority == priority)
+        others = (each for each in nodes if each is not node and each.endpoint.priority == priority)
+        return any(each.is_usable and not each.is_barred for each in others)
 
     def _has_turned(self, node: Node, was: str, now: float) -> None:
         """A node's breaker has opened or closed. Under the lock."""
