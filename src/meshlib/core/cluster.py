@@ -160,10 +160,12 @@ class Cluster:
         """End an ejection, be it by hand or by its breaker; see `bar`. Calls come back on a ramp."""
         with self.lock:
             node = self._at(place)
-            node.is_barred = False
             was = node.breaker.state
             if node.breaker.close(now):
                 self._has_turned(node, was, now)
+            elif node.is_barred:
+                node.breaker.start_ramp(now)
+            node.is_barred = False
             self._change(now)
 
     def has(self, place: Place) -> bool:
