@@ -35,7 +35,7 @@ HURRY = 15.0
 """Seconds to the next probe of a node, at most, while calls run on a level below it (rule B2)."""
 
 CROWD = 100
-"""Nodes from which on changes of their health share a new view, if they come within a moment."""
+"""Nodes from which on changes of their health and steps of their ramps share a view, if they come within a moment."""
 
 MOMENT = 2e-5
 """Seconds of such a moment, for each node: some ten times what a view takes to build."""
@@ -233,14 +233,18 @@ class Cluster:
             present = [node for node in view.nodes if not node.is_barred]
             self._sizes = Counter(node.endpoint.priority for node in present)
             self._ejected = Counter(node.endpoint.priority for node in present if node.breaker.state != "closed")
-            self.changes_at = min(self.changes_at, view.until)
+            self.changes_at = min(self.changes_at, self._soonest(view.until))
             for node in view.ejected:
                 self._hurry(node, now)
 
     def _change(self, now: float) -> None:
         """The view is to be built anew. Under the lock."""
+        self.changes_at = min(self.changes_at, self._soonest(now))
+
+    def _soonest(self, wanted: float) -> float:
+        """When a view that is wanted then may be built: a crowd's takes long, and is not built for every change."""
         crowd = len(self._nodes)
-        self.changes_at = now if crowd <= CROWD else min(self.changes_at, max(now, self._built_at + crowd * MOMENT))
+        return wanted if crowd <= CROWD else max(wanted, self._built_at + crowd * MOMENT)
 
     def _may_eject(self, node: Node, now: float) -> bool:
         """Whether one more node may be ejected (rule B3). Under the lock."""
