@@ -709,6 +709,17 @@ def test_calls_come_back_on_a_ramp_after_an_ejection_by_hand() -> None:
     assert [order(stage), counting.weights[-1]] == [[1, 2], [1.0, 1.0]]
 
 
+def test_there_is_no_ramp_for_new_nodes_nor_for_those_whose_checks_pass_again() -> None:
+    counting = Counting()
+    stage = Stage(2, balancer=counting)
+    check(stage, False, 1)
+    assert order(stage) == [2]
+    check(stage, True, 1)
+    assert [order(stage), counting.weights[-1]] == [[1, 2], [1.0, 1.0]]
+    stage.publish("10.0.0.1:80", "10.0.0.2:80", "10.0.0.3:80")
+    assert counting.weights[-1] == [1.0, 1.0, 1.0]
+
+
 def test_a_few_nodes_get_a_view_for_every_change() -> None:
     counting = Counting()
     stage = Stage(10, balancer=counting)
