@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import pytest
 from scripted import LOST, OK, REFUSED, UNAVAILABLE, Stage, Step, answer, broke
 
-from meshlib import Endpoint, LeastRequest, Service
+from meshlib import Breaker, Endpoint, LeastRequest, Service
 from meshlib.core.cluster import Cluster
 from meshlib.core.outcome import End
 from meshlib.core.snapshot import NodeSnapshot, ServiceSnapshot, quantile
@@ -248,6 +248,29 @@ def test_an_attempt_leaves_one_latency_or_none(step: Step, total: float, left: i
     stage.play([OK])
     stage.play([dataclasses.replace(step, resendable=False)], total=total)
     assert len(stage.nodes[0].latencies) == 1 + left
+
+
+@pytest.mark.parametrize("status", [200, 404])
+def test_a_slow_call_counts_as_a_failure_for_the_breaker_alone(status: int) -> None:
+    stage = Stage(2, breaker=Breaker(slow_call=1.0))
+    for _ in range(5):
+        assert stage.play([answer(status, lasts=1.0)]).places == [1], "not slow: it took no more than that"
+    for _ in range(5):
+        assert stage.play([answer(status, lasts=1.1)]).outcomes == ["ok"]
+    broken = stage.nodes[0]
+    assert (broken.breaker.state, broken.failures) == ("open", 0)
+    stage.clock.advance(2.0)
+    assert stage.play([answer(status, lasts=1.1)]).places == [1], "the probe"
+    assert broken.breaker.state == "open"
+    stage.clock.advance(4.0)
+    assert stage.play([answer(status, lasts=1.0)]).places == [1]
+    assert broken.breaker.state == "closed"
+
+
+def test_without_slow_call_no_answer_is_too_slow() -> None:
+    stage = Stage(2)
+    for _ in range(20):
+        assert stage.play([answer(200, lasts=9.0)]).places == [1]
 
 
 def test_a_forked_child_forgets_what_is_under_way_and_keeps_what_was_learned() -> None:

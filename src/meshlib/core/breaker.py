@@ -163,10 +163,14 @@ class NodeBreaker:
             return False
         self.state = "closed"
         self.generation += 1
-        self._closed_at = now
         self._opened = 0
         self._start_afresh()
+        self.start_ramp(now)
         return True
+
+    def start_ramp(self, now: float) -> None:
+        """Its node was called by nobody, and is to be called again."""
+        self._closed_at = now
 
     def probe_by(self, latest: float) -> None:
         """Have the next probe come no later than that."""

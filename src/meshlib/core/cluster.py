@@ -36,7 +36,7 @@ HURRY = 15.0
 """Seconds to the next probe of a node, at most, while calls run on a level below it (rule B2)."""
 
 CROWD = 100
-"""Nodes from which on changes of their health share a new view, if they come within a moment."""
+"""Nodes from which on changes of their health and steps of their ramps share a view, if they come within a moment."""
 
 MOMENT = 2e-5
 """Seconds of such a moment, for each node: some ten times what a view takes to build."""
@@ -169,10 +169,12 @@ class Cluster:
         """End an ejection, be it by hand or by its breaker; see `bar`. Calls come back on a ramp."""
         with self.lock:
             node = self._at(place)
-            node.is_barred = False
             was = node.breaker.state
             if node.breaker.close(now):
                 self._has_turned(node, was, now)
+            elif node.is_barred:
+                node.breaker.start_ramp(now)
+            node.is_barred = False
             self._change(now)
 
     def has(self, place: Place) -> bool:
@@ -252,16 +254,21 @@ class Cluster:
         with self.lock:
             self.panics += view.panic and not self.view.panic
             self.view, self._nodes, self._built_at = view, nodes, now
-            self._sizes = Counter(node.endpoint.priority for node in view.nodes)
-            self._ejected = Counter(node.endpoint.priority for node in view.nodes if node.breaker.state != "closed")
-            self.changes_at = min(self.changes_at, view.until)
+            present = [node for node in view.nodes if not node.is_barred]
+            self._sizes = Counter(node.endpoint.priority for node in present)
+            self._ejected = Counter(node.endpoint.priority for node in present if node.breaker.state != "closed")
+            self.changes_at = min(self.changes_at, self._soonest(view.until))
             for node in view.ejected:
                 self._hurry(node, now)
 
     def _change(self, now: float) -> None:
         """The view is to be built anew. Under the lock."""
+        self.changes_at = min(self.changes_at, self._soonest(now))
+
+    def _soonest(self, wanted: float) -> float:
+        """When a view that is wanted then may be built: a crowd's takes long, and is not built for every change."""
         crowd = len(self._nodes)
-        self.changes_at = now if crowd <= CROWD else min(self.changes_at, max(now, self._built_at + crowd * MOMENT))
+        return wanted if crowd <= CROWD else max(wanted, self._built_at + crowd * MOMENT)
 
     def _may_eject(self, node: Node, now: float) -> bool:
         """Whether one more node may be ejected (rule B3). Under the lock."""
@@ -272,7 +279,8 @@ class Cluster:
             return True
         if self._ejected[priority] >= most_ejected(self._sizes[priority], self.service.breaker.max_ejected):
             return False
-        return any(each.is_usable for each in nodes if each is not node and each.endpoint.priority == priority)
+        others = (each for each in nodes if each is not node and each.endpoint.priority == priority)
+        return any(each.is_usable and not each.is_barred for each in others)
 
     def _has_turned(self, node: Node, was: str, now: float) -> None:
         """A node's breaker has opened or closed. Under the lock."""

@@ -22,8 +22,8 @@ class Attempt:
         endpoint: where it went.
         kind: why it was made: `first`, `retry`, `failover` (after `not_sent`) or `transparent` (a kept connection had
             died).
-        why: why this endpoint was chosen: the balancer's name, `probe`, or `again` when
-            every other one was tried, `late` when it came or came back while the call was under way.
+        why: why this endpoint was chosen: the balancer's name, `probe`, `panic` when its breaker is open and ignored,
+            `again` when every other one was tried, `late` when it came or came back while the call was under way.
         outcome: what happened; None while it is under way.
         status: the answer's status, if there was one.
         error: what ended it, if there was no answer; the class of the exception and its text.

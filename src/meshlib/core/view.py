@@ -147,7 +147,7 @@ def _order(level: Level, pool: Sequence[Node], balancer: Balancer, rng: Rng, zon
     With fewer, what is left of them would have to bear all that comes from the zone: then the zone does not count.
     """
     near = [node for node in pool if zone and node.endpoint.zone == zone]
-    of_our_zone = sum(node.endpoint.zone == zone for node in level.nodes) if near else 0
+    of_our_zone = sum(node.endpoint.zone == zone and not node.is_waiting for node in level.nodes) if near else 0
     if len(near) in (0, len(pool)) or 2 * len(near) < of_our_zone:
         return balancer.prepare(pool, rng)
     far = [node for node in pool if node.endpoint.zone != zone]
