@@ -103,6 +103,17 @@ def test_B4_a_refused_call_says_why() -> None:
     assert call.refused.endswith("% of the calls are refused here")
 
 
+def test_B4_an_overloaded_service_gets_no_retry_that_its_throttle_does_not_let_in() -> None:
+    for step, wait in ((TIMEOUT, None), (REFUSED, 0.0)):
+        stage = Stage(2, rng=Draws(0.0), timeout=Timeout(attempt=0.5))
+        call = stage.call()
+        attempt = call.begin(stage.clock())
+        assert attempt is not None
+        for _ in range(30):
+            stage.cluster.shedder.overloaded(stage.clock())
+        assert stage.settle(call, attempt, step) == wait, "what never left is not held against it"
+
+
 @pytest.mark.parametrize("setting", [{"enforce": False}, {"enforce": True}])
 def test_B5_a_throttle_that_is_not_enforced_only_counts(setting: dict[str, Any]) -> None:
     stage = Stage(1, rng=Draws(0.0), retry=Retry(max_attempts=1), throttle=Throttle(**setting))

@@ -366,13 +366,20 @@ class Call:
         if kind is None or wait is None or self.is_expired(now + wait):
             return None
         with cluster.lock:
-            paid = cluster.bucket.pay(throttled=attempt.throttled)
+            paid = self._pay(kind, attempt, now)
         if not paid:
             return None
         self._kind, self._waited = kind, wait
         self._paid += paid
         self._counted += kind == "retry"
         return wait
+
+    def _pay(self, kind: Kind, attempt: Attempt, now: float) -> float:
+        """Pay for another attempt, unless the throttle forbids it; returns what it cost, 0 for none. Under the lock."""
+        cluster, shedder = self.cluster, self.cluster.shedder
+        if kind == "retry" and shedder.is_awake and not shedder.admits(now, cluster.rng):
+            return 0.0
+        return cluster.bucket.pay(throttled=attempt.throttled)
 
     def _next_kind(self, attempt: Attempt, now: float) -> Kind | None:
         """What another attempt would be, by the rules alone; None if they forbid it."""
