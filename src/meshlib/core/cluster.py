@@ -151,9 +151,11 @@ class Cluster:
         """A check has come to know whether the endpoint is healthy."""
         with self.lock:
             node = self._nodes.get(place)
-            if node is not None and node.health is not healthy:
+            if node is not None:
+                was = node.health is False or node.is_waiting
                 node.health = healthy
-                self._change(now)
+                if was is healthy:  # it was kept out and is not any more, or the other way round
+                    self._change(now)
 
     def bar(self, place: Place, now: float) -> None:
         """Take an endpoint out by hand: it gets no call until `unbar`, whatever happens.
