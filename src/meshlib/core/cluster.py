@@ -152,9 +152,9 @@ class Cluster:
         with self.lock:
             node = self._nodes.get(place)
             if node is not None:
-                was = node.health is False or node.is_waiting
+                was = node.health is False, node.is_waiting
                 node.health = healthy
-                if was is healthy:  # it was kept out and is not any more, or the other way round
+                if was != (not healthy, False):  # that it is well from the first changes nothing
                     self._change(now)
 
     def bar(self, place: Place, now: float) -> None:
