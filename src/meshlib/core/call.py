@@ -316,7 +316,8 @@ class Call:
         paid = self.cluster.bucket.pay(throttled=attempt.retry_after is not None)
         if not paid:
             return None
-        self._kind, self._waited, self._paid = kind, wait, paid
+        self._paid = paid + self._paid if kind == "failover" else paid  # what was not sent was no work to anybody
+        self._kind, self._waited = kind, wait
         self._counted += kind == "retry"
         return wait
 
