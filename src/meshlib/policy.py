@@ -57,8 +57,8 @@ class Budget(_Checked):
     """The bucket that bounds the extra attempts (retries and failovers) of a service.
 
     It starts full. An extra attempt takes its cost out, or is not made; a call that succeeds in the end gives back what
-    its extra attempts cost, or `refund` if it needed none. The numbers are those of the AWS SDKs' standard retry mode,
-    which has carried them through many outages.
+    its last retry and its failovers cost, or `refund` if it needed none. The numbers are those of the AWS SDKs'
+    standard retry mode, which has carried them through many outages.
 
     Args:
         capacity: tokens in a full bucket. Default 500, which pays for 35 retries at once.

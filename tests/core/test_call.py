@@ -531,12 +531,22 @@ def test_B1_an_empty_bucket_ends_retries_and_failovers() -> None:
         assert stage.tokens == 6
 
 
-def test_B1_a_success_after_retries_gives_their_cost_back() -> None:
+def test_B1_a_success_after_a_retry_gives_its_cost_back() -> None:
     stage = Stage(3)
     stage.play([UNAVAILABLE, UNAVAILABLE, OK])
-    assert stage.tokens == 500
+    assert stage.tokens == 500 - 14
     stage.play([REFUSED, OK])
+    assert stage.tokens == 500 - 14
+
+
+def test_B1_a_success_gives_back_what_all_failovers_since_the_last_retry_have_cost() -> None:
+    stage = Stage(4)
+    stage.play([REFUSED, REFUSED, REFUSED, OK])
+    assert stage.tokens == 500, "what was not sent was no work to anybody"
+    stage.play([LOST, REFUSED, REFUSED, OK])
     assert stage.tokens == 500
+    stage.play([REFUSED, UNAVAILABLE, UNAVAILABLE, OK])
+    assert stage.tokens == 500 - 2 * 14, "one retry comes back"
 
 
 def test_B1_a_success_after_a_throttled_retry_gives_back_what_that_cost() -> None:

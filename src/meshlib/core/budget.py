@@ -32,5 +32,5 @@ class Bucket:
         return cost
 
     def succeeded(self, paid: float) -> None:
-        """A call succeeded; `paid` is what its extra attempts cost, 0 if it needed none."""
+        """A call succeeded; `paid` is what it gets back, 0 if it needed no extra attempt."""
         self.tokens = min(self.capacity, self.tokens + (paid or self._settings.refund))

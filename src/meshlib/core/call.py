@@ -369,8 +369,8 @@ class Call:
             paid = self._pay(kind, attempt, now)
         if not paid:
             return None
+        self._paid = paid + self._paid if kind == "failover" else paid  # what was not sent was no work to anybody
         self._kind, self._waited = kind, wait
-        self._paid += paid
         self._counted += kind == "retry"
         return wait
 
