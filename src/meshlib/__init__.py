@@ -15,7 +15,7 @@ from meshlib.core.report import report
 from meshlib.endpoint import Endpoint
 from meshlib.errors import ConfigError, DeadlineExceeded, MeshError, NoEndpoints, ResolveError, UnknownService
 from meshlib.mesh import Mesh
-from meshlib.policy import TLS, Breaker, Budget, Connections, Retry, Timeout
+from meshlib.policy import TLS, Breaker, Budget, Connections, Hedge, Retry, Timeout
 from meshlib.scope import deadline, options
 from meshlib.service import Service
 
@@ -36,6 +36,7 @@ __all__ = [
     "ConsistentHash",
     "DeadlineExceeded",
     "Endpoint",
+    "Hedge",
     "LeastRequest",
     "Mesh",
     "MeshError",

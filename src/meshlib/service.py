@@ -14,7 +14,7 @@ from meshlib.core.balance import Balancer
 from meshlib.core.balance.peak_ewma import PeakEwma
 from meshlib.discovery.static import EXAMPLE, Static
 from meshlib.endpoint import Endpoint
-from meshlib.policy import TLS, Breaker, Connections, Retry, Timeout
+from meshlib.policy import TLS, Breaker, Connections, Hedge, Retry, Timeout
 from meshlib.validation import ConfigError, Fault, check, instance, is_host_name, ruled, seconds, whole
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ class Service:
         timeout: how long a call may take.
         retry: when it is tried again.
         breaker: when a node is ejected.
+        hedge: when a call that takes long gets a backup request. Default None: never.
         connections: how many connections a client holds.
         tls: how it is spoken to over TLS. Default not at all.
         scheme: `"https"` is short for `tls=TLS()`. Default follows `tls`.
@@ -54,6 +55,9 @@ class Service:
     timeout: Timeout = ruled(instance(Timeout, "Timeout(total=5.0)"), default=Timeout())
     retry: Retry = ruled(instance(Retry, "Retry(max_attempts=2)"), default=Retry())
     breaker: Breaker = ruled(instance(Breaker, "Breaker(consecutive=3)"), default=Breaker())
+    hedge: Hedge | None = ruled(
+        lambda value: None if value is None else instance(Hedge, "Hedge(max_extra=0.02)")(value), default=None
+    )
     connections: Connections = ruled(instance(Connections, "Connections(max_idle=5)"), default=Connections())
     tls: TLS | None = ruled(lambda value: None if value is None else instance(TLS, "TLS()")(value), default=None)
     scheme: str | None = ruled(

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Protocol
 from meshlib.core.balance.hashing import ConsistentHash
 from meshlib.core.budget import Bucket
 from meshlib.core.chance import Rng
+from meshlib.core.hedge import Hedging
 from meshlib.core.node import Node, remembering
 from meshlib.core.report import Attempt
 from meshlib.core.snapshot import NodeSnapshot, ServiceSnapshot
@@ -73,6 +74,7 @@ class Cluster:
         panics: how often a panic has begun.
         keyless: calls that brought no key to a balancer that goes by one.
         bucket: the retry budget.
+        hedging: when a call gets a backup request; None for never.
         orphans: attempts whose response was garbage-collected without being closed. A finalizer may run while this
             very thread holds the lock, so it appends here and the next call does the counting.
     """
@@ -84,6 +86,7 @@ class Cluster:
         self.lock = Lock()
         self._publishing = Lock()
         self.bucket = Bucket(service.retry.budget)
+        self.hedging = None if service.hedge is None else Hedging(service.hedge)
         self.slow_call = inf if service.breaker.slow_call is None else service.breaker.slow_call
         self.orphans: deque[Attempt] = deque()
         self._nodes: dict[Place, Node] = {}
