@@ -9,6 +9,7 @@ load for it. It knows neither nodes nor the retry budget, which pays for every h
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable
 from math import ceil
 
 from meshlib.policy import Hedge
@@ -69,7 +70,7 @@ class Hedging:
             self._delay = quantile(self._latencies, 1 - self._share)
 
 
-def quantile(latencies: deque[float], share: float) -> float:
+def quantile(latencies: Iterable[float], share: float) -> float:
     """The smallest of them that at least `share` of them are not above."""
     ranked = sorted(latencies)
     return ranked[max(0, ceil(share * len(ranked) - 1e-9) - 1)]  # the share may be a hair too much, as 1 - 0.02 is
