@@ -23,7 +23,7 @@ from meshlib.errors import (
     UnknownService,
 )
 from meshlib.mesh import Mesh
-from meshlib.policy import TLS, Breaker, Budget, Connections, HealthCheck, Limit, Retry, Throttle, Timeout
+from meshlib.policy import TLS, Breaker, Budget, Connections, HealthCheck, Hedge, Limit, Retry, Throttle, Timeout
 from meshlib.scope import deadline, options
 from meshlib.service import Service
 
@@ -45,6 +45,7 @@ __all__ = [
     "DeadlineExceeded",
     "Endpoint",
     "HealthCheck",
+    "Hedge",
     "LeastRequest",
     "Limit",
     "Mesh",

@@ -253,6 +253,27 @@ class HealthCheck(_Checked):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Hedge(_Checked):
+    """When a call that takes long gets a backup request at another endpoint; the first good answer of the two wins.
+
+    Only calls that may be repeated, whose body is bytes, and only while another endpoint is well. The retry budget pays
+    for it like for a retry, and gets it back when the backup was what brought the answer.
+
+    Args:
+        max_extra: the share of calls that may get one. It is made once a call has taken longer than all but this share
+            of the last some hundred did; before 50 answers nothing is hedged. Default 0.02.
+        after: seconds after which it is made, in place of the share: then the retry budget is all that bounds how many
+            there are. Default None.
+
+    Raises:
+        ConfigError: unless `max_extra` is above 0 and at most 1, and `after` above 0 or None.
+    """
+
+    max_extra: float = ruled(number(above=0, at_most=1), default=0.02)
+    after: float | None = ruled(lambda value: None if value is None else number(above=0)(value), default=None)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Connections(_Checked):
     """How many connections a client holds, and for how long.
 

@@ -14,7 +14,7 @@ from meshlib.core.balance import Balancer
 from meshlib.core.balance.peak_ewma import PeakEwma
 from meshlib.discovery.static import EXAMPLE, Static
 from meshlib.endpoint import Endpoint
-from meshlib.policy import TLS, Breaker, Connections, HealthCheck, Limit, Retry, Throttle, Timeout
+from meshlib.policy import TLS, Breaker, Connections, HealthCheck, Hedge, Limit, Retry, Throttle, Timeout
 from meshlib.validation import ConfigError, Fault, check, instance, is_host_name, ruled, seconds, whole
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ class Service:
         breaker: when a node is ejected.
         throttle: when calls are refused here because the service is overloaded.
         health: how its endpoints are checked, beside the calls. Default not at all.
+        hedge: when a call that takes long gets a backup request. Default None: never.
         limit: how many calls may be in flight at once. Default None: any number.
         connections: how many connections a client holds.
         tls: how it is spoken to over TLS. Default not at all.
@@ -60,6 +61,9 @@ class Service:
     throttle: Throttle = ruled(instance(Throttle, "Throttle(k=1.5)"), default=Throttle())
     health: HealthCheck | None = ruled(
         lambda value: None if value is None else instance(HealthCheck, "HealthCheck('/healthz')")(value), default=None
+    )
+    hedge: Hedge | None = ruled(
+        lambda value: None if value is None else instance(Hedge, "Hedge(max_extra=0.02)")(value), default=None
     )
     limit: Limit | None = ruled(
         lambda value: None if value is None else instance(Limit, "Limit(100)")(value), default=None

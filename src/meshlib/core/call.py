@@ -7,12 +7,17 @@ sync and the async driver differ only in how they wait.
     begin -> (I/O) -> settle -> None: final
                              -> seconds: wait that long, then begin
     release: once per attempt, when its response has ended in whatever way
+
+Two attempts are under way at once when the first takes long and its service is hedged: `begin_hedge` starts the second.
+The first of them to `settle` badly then decides nothing, the last does; and when one has a good answer, the other is
+told to `lose`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 from itertools import chain
+from math import inf
 
 from meshlib.core.backoff import Evidence, advised, delay_before, is_asked_for
 from meshlib.core.breaker import UNHEARD
@@ -77,6 +82,7 @@ class Call:
     _waited = 0.0
     _transparent_used = False
     refused = ""
+    _is_hedged = False
 
     def __init__(
         self,
@@ -206,7 +212,8 @@ class Call:
             self._tell_throttle(attempt, now, end)
             if whole or end is not None:
                 self.cluster.in_flight -= attempt.finish()
-        if not resendable:
+            goes_on = self._is_hedged and self._goes_on_without(attempt)
+        if goes_on or not resendable:
             return None
         if end is End.stale and not self._transparent_used and (self.repeatable or not sent):
             self._transparent_used = True  # rule C8: nobody's fault, and free, once
@@ -259,6 +266,60 @@ class Call:
                 attempt.outcome, attempt.error = Outcome.failed, died
                 attempt.node.failures += 1
                 cluster.record(attempt.node, attempt.permit, False, now)
+
+    @property
+    def may_be_hedged(self) -> bool:
+        """Whether the attempt that has just begun may get a backup, for all that is known of the call."""
+        return self.cluster.hedging is not None and self.repeatable and self._retries and self._kind == "first"
+
+    def hedge_delay(self) -> float:
+        """Seconds after which it may; infinite while too little is known. To be asked once for a call: it counts."""
+        hedging = self.cluster.hedging
+        with self.cluster.lock:
+            delay = None if hedging is None else hedging.delay()
+        return inf if delay is None else delay
+
+    def begin_hedge(self, now: float) -> Attempt | None:
+        """Start a second attempt beside the first.
+
+        Returns:
+            The attempt, at an endpoint that is well and not the first one's; None if there is no such endpoint, no time
+            or nothing to pay it with.
+        """
+        cluster, hedging = self.cluster, self.cluster.hedging
+        deadline = min(now + self._attempt_timeout, self.deadline)
+        if hedging is None or deadline <= now:
+            return None
+        with cluster.lock:
+            node = self._well_and_untried(now) if hedging.is_affordable else None
+            if node is None or not (paid := cluster.bucket.pay(throttled=False)):
+                return None
+            hedging.spend()
+            self._paid, self._is_hedged = paid, True
+            attempt = Attempt(node, node.breaker.generation, cluster.view.balancer, now, deadline)
+            attempt.kind = "hedge"
+            cluster.in_flight += 1
+            self.report.attempts.append(attempt)
+        return attempt
+
+    def lose(self, attempt: Attempt, now: float) -> None:
+        """An attempt is dropped since the other one has answered: nobody's fault, but so long it has taken already."""
+        attempt.seconds = now - attempt.started
+        attempt.outcome, attempt.error = Outcome.abandoned, "the other attempt ended the call"
+        with self.cluster.lock:
+            attempt.node.settle(attempt.number, now, None)
+            attempt.node.give_up(attempt.seconds, now)
+            self.cluster.record(attempt.node, attempt.permit, None, now)
+            self.cluster.in_flight -= attempt.finish()
+            if attempt.kind == "hedge":
+                self._paid = 0.0  # it was the first try that succeeded
+
+    def observe(self, attempt: Attempt) -> None:
+        """The attempt that might have been hedged is over; its service learns how long such ones take."""
+        hedging = self.cluster.hedging
+        if hedging is not None:
+            with self.cluster.lock:
+                hedging.observe(attempt.seconds, attempt.outcome is OK)
 
     def is_expired(self, now: float) -> bool:
         """Whether the total time has run out."""
@@ -321,6 +382,17 @@ class Call:
             if (attempt := self._attempt_at(node, why, now, deadline)) is not None:
                 return attempt
         return None
+
+    def _well_and_untried(self, now: float) -> Node | None:
+        """The best node for a backup, which is to answer soon: so no probe, and nobody twice."""
+        tried, order = self._tried(), self.cluster.view.candidates(now, self._key)
+        return next((node for node in order if node not in tried and node.breaker.state == "closed"), None)
+
+    def _goes_on_without(self, attempt: Attempt) -> bool:
+        """Whether the other attempt is under way, so that it has the last word. Under the lock."""
+        if attempt.kind == "hedge":
+            self._paid = 0.0  # it was in vain
+        return any(each.outcome is None for each in self.report.attempts)
 
     def _tried(self) -> list[Node]:
         """The nodes this call has been to."""

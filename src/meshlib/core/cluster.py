@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Protocol
 from meshlib.core.budget import Bucket
 from meshlib.core.chance import Rng
 from meshlib.core.doubts import Doubt, Traffic, doubts_about
+from meshlib.core.hedge import Hedging
 from meshlib.core.node import Node, remembering
 from meshlib.core.report import Attempt
 from meshlib.core.snapshot import NodeSnapshot, ServiceSnapshot
@@ -77,6 +78,7 @@ class Cluster:
         doubted: the settings of which something was said in the log.
         keyless, cut_short: see `Traffic`.
         bucket: the retry budget.
+        hedging: when a call gets a backup request; None for never.
         orphans: attempts whose response was garbage-collected without being closed. A finalizer may run while this
             very thread holds the lock, so it appends here and the next call does the counting.
     """
@@ -90,6 +92,7 @@ class Cluster:
         self.bucket = Bucket(service.retry.budget)
         self.shedder = Shedder(service.throttle)
         self.most = inf if service.limit is None else service.limit.max_in_flight
+        self.hedging = None if service.hedge is None else Hedging(service.hedge)
         self.slow_call = inf if service.breaker.slow_call is None else service.breaker.slow_call
         self.orphans: deque[Attempt] = deque()
         self._nodes: dict[Place, Node] = {}

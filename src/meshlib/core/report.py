@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from meshlib.core.node import Node
     from meshlib.core.outcome import Outcome
 
-Kind = Literal["first", "retry", "transparent", "failover"]
+Kind = Literal["first", "retry", "transparent", "failover", "hedge"]
 
 
 class Attempt:
@@ -20,8 +20,8 @@ class Attempt:
 
     Attributes:
         endpoint: where it went.
-        kind: why it was made: `first`, `retry`, `failover` (after `not_sent`) or `transparent` (a kept connection had
-            died).
+        kind: why it was made: `first`, `retry`, `failover` (after `not_sent`), `transparent` (a kept connection had
+            died) or `hedge` (the first took long, and went on).
         why: why this endpoint was chosen: the balancer's name, `probe`, `panic` when its breaker is open and ignored,
             `again` when every other one was tried, `late` when it came or came back while the call was under way.
         outcome: what happened; None while it is under way.

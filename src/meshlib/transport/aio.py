@@ -16,6 +16,7 @@ from meshlib.transport.body import AsyncRecordedBody
 from meshlib.transport.connections import AsyncStacks
 from meshlib.transport.exchange import NETWORK_ERRORS, Exchange, Reply
 from meshlib.transport.inner import AsyncInnerStacks
+from meshlib.transport.race_async import AsyncRace
 from meshlib.transport.router import Router
 
 
@@ -51,7 +52,8 @@ class AsyncMeshTransport(httpx.AsyncBaseTransport):
                 await exchange.cluster.pending.wait_async(exchange.deadline - now)
                 now = exchange.clock()
             while (attempt := exchange.begin(now)) is not None:
-                reply, again = await self._attempt(exchange, attempt, reply)
+                make = self._attempt if exchange.cluster.hedging is None else self._hedged
+                reply, again = await make(exchange, attempt, reply)
                 if again is None:
                     break
                 if again:
@@ -103,6 +105,14 @@ class AsyncMeshTransport(httpx.AsyncBaseTransport):
             if not reply.is_over:
                 await reply.give_up(None)
             raise
+
+    async def _hedged(
+        self, exchange: Exchange, attempt: Attempt, last: AsyncReply | None
+    ) -> tuple[AsyncReply | None, float | None]:
+        """See `_attempt`; one that takes long may get a backup."""
+        if not exchange.may_be_hedged:
+            return await self._attempt(exchange, attempt, last)
+        return await AsyncRace(self._stacks, AsyncReply, exchange, attempt).run()
 
 
 class AsyncReply(Reply, httpx.AsyncByteStream):

@@ -104,6 +104,11 @@ class Exchange(Call):
         return key
 
     @property
+    def may_be_hedged(self) -> bool:
+        """See `Call.may_be_hedged`. Of a recorded body two attempts at once would each get a part."""
+        return super().may_be_hedged and self.body.content is not None
+
+    @property
     def given_timeouts(self) -> Mapping[str, float | None]:
         """The client's own bounds for single operations."""
         given: Mapping[str, float | None] = self.request.extensions.get("timeout") or {}

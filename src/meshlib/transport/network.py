@@ -8,6 +8,7 @@ the request was written, which is the proof that a request may be repeated. It n
 
 from __future__ import annotations
 
+import contextlib
 import math
 import select
 import socket
@@ -15,7 +16,7 @@ import ssl
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from math import ceil
-from typing import Any
+from typing import Any, Protocol
 
 import httpcore
 
@@ -110,6 +111,42 @@ class Bounded:
         return left
 
 
+class Poll(Protocol):
+    """What waits for a socket: a `select.poll`, or one with an alarm."""
+
+    def poll(self, timeout: float | None = None, /) -> list[tuple[int, int]]:
+        """Wait so many milliseconds at most."""
+        ...
+
+
+class AlarmedPoll:
+    """A poll that rings an alarm when the time for it comes while it waits.
+
+    Args:
+        poll: what waits.
+        clock, at: when the time comes.
+        ring: the alarm.
+    """
+
+    def __init__(self, poll: Poll, clock: Clock, at: float, ring: Callable[[], object]) -> None:
+        self._poll = poll
+        self._clock = clock
+        self._at = at
+        self._ring = ring
+
+    def poll(self, timeout: float | None = None, /) -> list[tuple[int, int]]:
+        """See `Poll.poll`."""
+        started = self._clock()
+        before = max(0, ceil(min(self._at - started, LONGEST) * 1000))
+        if timeout is None or before < timeout:
+            if ready := self._poll.poll(before):
+                return ready
+            self._ring()
+        if timeout is None:
+            return self._poll.poll()
+        return self._poll.poll(max(0, ceil(timeout - (self._clock() - started) * 1000)))
+
+
 class Stream(Bounded, httpcore.NetworkStream):
     """A connected socket.
 
@@ -123,7 +160,8 @@ class Stream(Bounded, httpcore.NetworkStream):
         sock.setblocking(False)  # a timeout of its own would cost two more system calls for each of ours
         self._sock = sock
         self._is_tls = isinstance(sock, ssl.SSLSocket)
-        self._readable, self._writable = select.poll(), select.poll()
+        self._readable: Poll = select.poll()
+        self._writable: Poll = select.poll()
         self._readable.register(sock, select.POLLIN)
         self._writable.register(sock, select.POLLOUT)
         inherited.add(self)
@@ -168,12 +206,27 @@ class Stream(Bounded, httpcore.NetworkStream):
             except OSError as error:
                 raise httpcore.WriteError(str(error)) from error
 
-    def _wait(self, until: select.poll | None, timeout: float | None) -> bool:
+    def _wait(self, until: Poll | None, timeout: float | None) -> bool:
         """Wait for the socket, if for anything; False if no time is left."""
         left = self.left(timeout)
         if left is None:
             return until is None or bool(until.poll())
         return left > 0 and (until is None or bool(until.poll(ceil(min(left, LONGEST) * 1000))))
+
+    @contextlib.contextmanager
+    def ringing(self, at: float, ring: Callable[[], object]) -> Iterator[None]:
+        """Have `ring` called, once, by whoever waits for the socket at the instant `at`, and then goes on to wait."""
+        polls = self._readable, self._writable
+
+        def due() -> None:
+            self._readable, self._writable = polls
+            ring()
+
+        self._readable, self._writable = (AlarmedPoll(poll, self.clock, at, due) for poll in polls)
+        try:
+            yield
+        finally:
+            self._readable, self._writable = polls
 
     def close(self) -> None:
         """Close at once; more than once is fine."""

@@ -17,6 +17,7 @@ from meshlib.transport.body import RecordedBody
 from meshlib.transport.connections import SyncStacks
 from meshlib.transport.exchange import NETWORK_ERRORS, Exchange, Reply
 from meshlib.transport.inner import InnerStacks
+from meshlib.transport.race_sync import SyncRace
 from meshlib.transport.router import Router
 
 
@@ -52,7 +53,8 @@ class MeshTransport(httpx.BaseTransport):
                 exchange.cluster.pending.wait(exchange.deadline - now)
                 now = exchange.clock()
             while (attempt := exchange.begin(now)) is not None:
-                reply, again = self._attempt(exchange, attempt, reply)
+                make = self._attempt if exchange.cluster.hedging is None else self._hedged
+                reply, again = make(exchange, attempt, reply)
                 if again is None:
                     break
                 if again:
@@ -104,6 +106,14 @@ class MeshTransport(httpx.BaseTransport):
             if not reply.is_over:
                 reply.give_up(None)
             raise
+
+    def _hedged(
+        self, exchange: Exchange, attempt: Attempt, last: SyncReply | None
+    ) -> tuple[SyncReply | None, float | None]:
+        """See `_attempt`; one that takes long may get a backup."""
+        if self._router.inner is not None or not exchange.may_be_hedged:
+            return self._attempt(exchange, attempt, last)
+        return SyncRace(self._stacks, SyncReply, exchange, attempt).run()
 
 
 class SyncReply(Reply, httpx.SyncByteStream):
