@@ -589,6 +589,25 @@ def test_newcomers_are_called_while_there_is_nobody_else() -> None:
     assert order(stage) == [1]
 
 
+def test_a_newcomer_does_not_bear_the_load_of_a_level_that_fails_its_checks() -> None:
+    stage = Stage(5)
+    awaiting(stage, 4, 5)
+    check(stage, False, 1, 2, 3)
+    assert [order(stage), panics(stage)] == [[1, 2, 3, 4, 5], True]
+
+
+def test_newcomers_are_called_only_after_a_lower_level_that_is_well() -> None:
+    stage = levels(0, 0, 1)
+    awaiting(stage, 2)
+    assert order(stage) == [1, 3]
+    check(stage, False, 1)
+    assert [order(stage), panics(stage)] == [[3, 2], False]
+    check(stage, False, 3)
+    assert [order(stage), panics(stage)] == [[2, 3], False]
+    check(stage, True, 2, 3)
+    assert order(stage) == [2, 3]
+
+
 def test_newcomers_count_neither_as_healthy_nor_as_unhealthy() -> None:
     stage = Stage(8)
     awaiting(stage, 3, 4, 5, 6, 7, 8)

@@ -33,9 +33,11 @@ class Level(NamedTuple):
     Attributes:
         priority: theirs.
         nodes: all of them, but those that were taken out by hand.
-        usable: those that neither breaker nor check speaks against.
-        healthy: how many of these have not failed enough to be ejected, had there been room for it.
-        known: how many nodes that is of. New ones that still wait for their first check are neither.
+        usable: those that neither breaker nor check speaks against. New ones that still wait for their first check are
+            among them only if there are no others.
+        healthy: how many have not failed enough to be ejected, had there been room for it.
+        known: how many nodes that is of. New ones count for neither, likewise.
+        sure: how many of the healthy ones are not new.
     """
 
     priority: int
@@ -43,6 +45,7 @@ class Level(NamedTuple):
     usable: Sequence[Node]
     healthy: int
     known: int
+    sure: int
 
     @classmethod
     def of(cls, priority: int, nodes: Sequence[Node]) -> Level:
@@ -50,16 +53,17 @@ class Level(NamedTuple):
         present = [node for node in nodes if not node.is_barred]
         known = [node for node in present if not node.is_waiting]
         usable = [node for node in known if node.is_usable]
+        sure = healthy = sum(node.breaker.is_healthy for node in usable)
         if not usable:  # rather an endpoint that nobody has looked at than none
             known, usable = present, [node for node in present if node.is_usable]
-        healthy = sum(node.breaker.is_healthy for node in usable)
-        return cls(priority, present, usable, healthy, len(known))
+            healthy = sum(node.breaker.is_healthy for node in usable)
+        return cls(priority, present, usable, healthy, len(known), sure)
 
     def panics(self, levels: Sequence[Level], service: Service) -> bool:
         """Whether too few of them are healthy, and there is no lower level to go to."""
         if self.healthy >= service.breaker.panic * self.known:
             return False
-        good = [level.priority for level in levels if level.healthy >= service.min_healthy]
+        good = [level.priority for level in levels if level.sure >= service.min_healthy]
         return not any(priority > self.priority for priority in good) if self.priority in good else not good
 
 
@@ -138,7 +142,7 @@ def _in_order(nodes: Sequence[Node], min_healthy: int) -> list[Level]:
     for node in nodes:
         by_priority.setdefault(node.endpoint.priority, []).append(node)
     levels = [Level.of(priority, by_priority[priority]) for priority in sorted(by_priority)]
-    return sorted(levels, key=lambda level: level.healthy < min_healthy)
+    return sorted(levels, key=lambda level: level.sure < min_healthy)
 
 
 def _order(level: Level, pool: Sequence[Node], balancer: Balancer, rng: Rng, zone: str) -> Candidates:
