@@ -168,7 +168,7 @@ class Cluster:
         """
         with self.lock:
             self._at(place).is_barred = True
-            self._change(now)
+            self.changes_at = now  # nobody taken out by hand is called for another moment
 
     def unbar(self, place: Place, now: float) -> None:
         """End an ejection, be it by hand or by its breaker; see `bar`. Calls come back on a ramp."""
