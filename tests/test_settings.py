@@ -24,6 +24,7 @@ from meshlib import (
     ConsistentHash,
     DeadlineExceeded,
     Endpoint,
+    Hedge,
     LeastRequest,
     Mesh,
     MeshError,
@@ -74,6 +75,7 @@ def faults_of(make: Any, *args: Any, **kwargs: Any) -> list[str]:
                 "buffer_body": 65536,
             },
         ),
+        (Hedge(), {"max_extra": 0.02, "after": None}),
         (Breaker(), {"consecutive": 5, "open_for": 2.0, "max_open_for": 60.0, "max_ejected": 0.5}),
         (Connections(), {"max_per_endpoint": 100, "max_idle": 20, "keepalive": 60.0, "max_age": 600.0}),
         (TLS(), {"verify": "system", "server_name": None, "cert": None, "key": None, "min_version": "1.2"}),
@@ -97,6 +99,7 @@ BOUNDS: list[tuple[type, str, list[Any], list[tuple[Any, str]]]] = [
     (Budget, "refund", [0, 0.5], [(-0.1, NATURAL)]),
     (Retry, "max_attempts", [1, 100], [(0, "must be >= 1"), (-3, "must be >= 1"), (1.5, WHOLE), (2.0, WHOLE)]),
     (Retry, "buffer_body", [0, 1 << 30], [(-1, NATURAL), (0.5, WHOLE)]),
+    (Hedge, "max_extra", [0.001, 1], [(0, POSITIVE), (1.01, "must be <= 1"), (2, "must be <= 1")]),
     (Breaker, "consecutive", [1, 50], [(0, "must be >= 1"), (1.5, WHOLE)]),
     (Breaker, "open_for", [0.01], [(0, POSITIVE)]),
     (Breaker, "max_open_for", [0.01], [(0, POSITIVE)]),
@@ -123,7 +126,9 @@ def test_every_numbers_bounds(kind: type, name: str, good: list[Any], bad: list[
         assert said.endswith(f"got {value!r}")
 
 
-@pytest.mark.parametrize("kind", [Timeout, Budget, Retry, Breaker, Connections, TLS, LeastRequest, ConsistentHash])
+@pytest.mark.parametrize(
+    "kind", [Timeout, Budget, Retry, Breaker, Hedge, Connections, TLS, LeastRequest, ConsistentHash]
+)
 def test_every_field_of_a_setting_is_looked_at(kind: type) -> None:
     """A field without a rule would take anything."""
     for field in dataclasses.fields(kind):
@@ -132,7 +137,7 @@ def test_every_field_of_a_setting_is_looked_at(kind: type) -> None:
 
 @pytest.mark.parametrize(
     "kind",
-    [Timeout, Budget, Retry, Breaker, Connections, TLS, LeastRequest, RoundRobin, Random, ConsistentHash],
+    [Timeout, Budget, Retry, Breaker, Hedge, Connections, TLS, LeastRequest, RoundRobin, Random, ConsistentHash],
 )
 def test_settings_are_frozen_keyword_only_values(kind: type) -> None:
     setting = kind()
@@ -187,6 +192,14 @@ def test_methods_may_be_any_collection_of_names_in_capitals(value: Any) -> None:
 def test_methods_must_be_names_in_capitals(value: Any) -> None:
     (said,) = faults_of(Retry, methods=value)
     assert said == f"retry.methods: must be a set of methods in capitals, for example {{'GET'}}, got {value!r}"
+
+
+@pytest.mark.parametrize("seconds", [0, -1, math.inf, "1", True])
+def test_a_backup_comes_after_some_seconds_if_it_is_given_any(seconds: Any) -> None:
+    assert Hedge(after=None).after is None
+    assert Hedge(after=0.05).after == 0.05
+    (said,) = faults_of(Hedge, after=seconds)
+    assert said.startswith("hedge.after: must be ")
 
 
 def test_a_budget_must_be_one() -> None:
@@ -681,11 +694,20 @@ def test_every_bad_address_of_a_list_is_listed_by_its_position() -> None:
 
 
 def test_the_faults_of_a_service_are_all_listed_with_their_path() -> None:
-    assert faults_of(Service, "orders", ["x:0"], timeout=5, retry=False, breaker=None, connections=[], host="") == [
+    wrong: dict[str, Any] = {
+        "timeout": 5,
+        "retry": False,
+        "breaker": None,
+        "hedge": 0.02,
+        "connections": [],
+        "host": "",
+    }
+    assert faults_of(Service, "orders", ["x:0"], **wrong) == [
         "services.orders.resolver[0]: endpoint.port: must be >= 1, got 0",
         "services.orders.timeout: must be a Timeout, for example Timeout(total=5.0), got 5",
         "services.orders.retry: must be a Retry, for example Retry(max_attempts=2), got False",
         "services.orders.breaker: must be a Breaker, for example Breaker(consecutive=3), got None",
+        "services.orders.hedge: must be a Hedge, for example Hedge(max_extra=0.02), got 0.02",
         "services.orders.connections: must be a Connections, for example Connections(max_idle=5), got []",
         "services.orders.host: must be None, 'endpoint' or a header value, got ''",
     ]
