@@ -282,6 +282,26 @@ def test_C7_a_thread_that_is_interrupted_in_a_race_drops_both(pair: list[Upstrea
         assert soon(lambda: not hedge_threads(), 0.5)
 
 
+def test_C7_a_backup_that_loses_while_it_connects_sends_nothing(pair: list[Upstream]) -> None:
+    pair[0].script(then={"delay": LATER})
+    mesh = in_order(*pair)
+    with mesh.client("orders") as client:
+        stacks = client._transport._stacks  # type: ignore[attr-defined]
+        take = stacks.take
+
+        def slowly(exchange: Any, attempt: Any) -> Any:
+            if attempt.kind == "hedge":
+                time.sleep(3 * LATER)
+            return take(exchange, attempt)
+
+        stacks.take = slowly
+        assert told(client.get("/")) == [("first", "ok", 200), ("hedge", "abandoned", None)]
+        assert mesh.snapshot()["orders"].in_flight == 0
+        assert soon(lambda: not hedge_threads())
+    assert pair[1].log() == []
+    assert soon(lambda: pair[1].stats()["connections_open"] == 0)
+
+
 def test_C7_a_race_whose_coroutine_is_closed_cleans_up_without_a_loop(pair: list[Upstream]) -> None:
     for each in pair:
         each.script(then=HANG)
@@ -295,6 +315,8 @@ def test_C7_a_race_whose_coroutine_is_closed_cleans_up_without_a_loop(pair: list
             assert mesh.snapshot()["orders"].in_flight == 2
             call.close()
             assert mesh.snapshot()["orders"].in_flight == 0
+            stacks = list(client._transport._stacks._all_stacks())  # type: ignore[attr-defined]
+            assert [stack.size for stack in stacks] == [0, 0]
             task.cancel()
             await asyncio.wait([task])
             task.cancelled() or task.exception()
