@@ -27,6 +27,7 @@ from meshlib import (
     DeadlineExceeded,
     Endpoint,
     HealthCheck,
+    Hedge,
     LeastRequest,
     Limit,
     Mesh,
@@ -83,6 +84,7 @@ def faults_of(make: Any, *args: Any, **kwargs: Any) -> list[str]:
                 "on": None,
             },
         ),
+        (Hedge(), {"max_extra": 0.02, "after": None}),
         (Breaker(), {"consecutive": 5, "open_for": 2.0, "max_open_for": 60.0, "max_ejected": 0.5}),
         (Throttle(), {"k": 2.0, "window": 120.0, "enforce": True}),
         (Limit(10), {"max_in_flight": 10, "per_endpoint": None}),
@@ -112,6 +114,7 @@ BOUNDS: list[tuple[type, str, list[Any], list[tuple[Any, str]]]] = [
     (Budget, "refund", [0, 0.5], [(-0.1, NATURAL)]),
     (Retry, "max_attempts", [1, 100], [(0, "must be >= 1"), (-3, "must be >= 1"), (1.5, WHOLE), (2.0, WHOLE)]),
     (Retry, "buffer_body", [0, 1 << 30], [(-1, NATURAL), (0.5, WHOLE)]),
+    (Hedge, "max_extra", [0.001, 1], [(0, POSITIVE), (1.01, "must be <= 1"), (2, "must be <= 1")]),
     (Breaker, "consecutive", [1, 50], [(0, "must be >= 1"), (1.5, WHOLE)]),
     (Breaker, "open_for", [0.01], [(0, POSITIVE)]),
     (Breaker, "max_open_for", [0.01], [(0, POSITIVE)]),
@@ -142,7 +145,7 @@ def test_every_numbers_bounds(kind: type, name: str, good: list[Any], bad: list[
 
 
 @pytest.mark.parametrize(
-    "kind", [Timeout, Budget, Retry, Breaker, Throttle, Connections, TLS, LeastRequest, ConsistentHash]
+    "kind", [Timeout, Budget, Retry, Breaker, Hedge, Throttle, Connections, TLS, LeastRequest, ConsistentHash]
 )
 def test_every_field_of_a_setting_is_looked_at(kind: type) -> None:
     """A field without a rule would take anything."""
@@ -152,7 +155,20 @@ def test_every_field_of_a_setting_is_looked_at(kind: type) -> None:
 
 @pytest.mark.parametrize(
     "kind",
-    [Timeout, Budget, Retry, Breaker, Throttle, Connections, TLS, LeastRequest, RoundRobin, Random, ConsistentHash],
+    [
+        Timeout,
+        Budget,
+        Retry,
+        Breaker,
+        Hedge,
+        Throttle,
+        Connections,
+        TLS,
+        LeastRequest,
+        RoundRobin,
+        Random,
+        ConsistentHash,
+    ],
 )
 def test_settings_are_frozen_keyword_only_values(kind: type) -> None:
     setting = kind()
@@ -207,6 +223,14 @@ def test_methods_may_be_any_collection_of_names_in_capitals(value: Any) -> None:
 def test_methods_must_be_names_in_capitals(value: Any) -> None:
     (said,) = faults_of(Retry, methods=value)
     assert said == f"retry.methods: must be a set of methods in capitals, for example {{'GET'}}, got {value!r}"
+
+
+@pytest.mark.parametrize("seconds", [0, -1, math.inf, "1", True])
+def test_a_backup_comes_after_some_seconds_if_it_is_given_any(seconds: Any) -> None:
+    assert Hedge(after=None).after is None
+    assert Hedge(after=0.05).after == 0.05
+    (said,) = faults_of(Hedge, after=seconds)
+    assert said.startswith("hedge.after: must be ")
 
 
 def test_a_budget_must_be_one() -> None:
@@ -825,11 +849,20 @@ def test_a_services_throttle_and_limit() -> None:
 
 
 def test_the_faults_of_a_service_are_all_listed_with_their_path() -> None:
-    assert faults_of(Service, "orders", ["x:0"], timeout=5, retry=False, breaker=None, connections=[], host="") == [
+    wrong: dict[str, Any] = {
+        "timeout": 5,
+        "retry": False,
+        "breaker": None,
+        "hedge": 0.02,
+        "connections": [],
+        "host": "",
+    }
+    assert faults_of(Service, "orders", ["x:0"], **wrong) == [
         "services.orders.resolver[0]: endpoint.port: must be >= 1, got 0",
         "services.orders.timeout: must be a Timeout, for example Timeout(total=5.0), got 5",
         "services.orders.retry: must be a Retry, for example Retry(max_attempts=2), got False",
         "services.orders.breaker: must be a Breaker, for example Breaker(consecutive=3), got None",
+        "services.orders.hedge: must be a Hedge, for example Hedge(max_extra=0.02), got 0.02",
         "services.orders.connections: must be a Connections, for example Connections(max_idle=5), got []",
         "services.orders.host: must be None, 'endpoint' or a header value, got ''",
     ]

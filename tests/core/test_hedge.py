@@ -172,20 +172,21 @@ def test_there_may_be_no_backup(stage: Stage) -> None:
 
 def test_a_backup_goes_to_nobody_who_is_ejected_not_even_as_a_probe() -> None:
     stage = stage_of(3)
+    stage.eject(2)
+    _, _, backup = raced(stage)
+    assert backup.node is stage.nodes[2]
+
+
+def test_a_probe_that_loses_has_not_shown_that_its_node_is_well() -> None:
+    stage = stage_of(2)
     stage.eject(1)
     stage.clock.advance(60)
-    call = stage.call()
-    first = call.begin(stage.clock())
-    assert first is not None
-    assert first.why == "probe"
-    backup = call.begin_hedge(stage.clock())
-    assert backup is not None
-    assert backup.node is stage.nodes[1]
-    call.lose(first, stage.clock())
-    stage.cluster.refresh(stage.clock())
-    again = stage.call().begin(stage.clock())
-    assert again is not None
-    assert (again.node, again.why) == (stage.nodes[0], "probe"), "a probe that loses gives its permit back"
+    call, probe, _ = raced(stage)
+    assert probe.why == "probe"
+    call.lose(probe, stage.clock.advance(0.1))
+    assert probe.node.breaker.state == "open"
+    assert not probe.node.breaker.is_eligible(stage.clock.advance(3.9))
+    assert probe.node.breaker.is_eligible(stage.clock.advance(0.2)), "twice as long as before"
 
 
 def test_no_backup_begins_after_the_deadline() -> None:

@@ -17,6 +17,7 @@ from doubles import Factory
 from conftest import Colour
 from meshes import get_or_error, mesh_of, over
 from meshlib import TLS, Endpoint, Hedge, Mesh, Retry, RoundRobin, Service, Timeout, options, report
+from meshlib.core.call import Call
 from meshlib.testing import Upstream, upstreams
 from meshlib.transport import race_sync
 
@@ -187,8 +188,23 @@ def test_the_deadline_ends_both(pair: list[Upstream], colour: Colour) -> None:
     assert type(error).__name__ == "DeadlineExceeded"
     assert [each[0] for each in told(error)] == ["first", "hedge"]
     assert mesh.snapshot()["orders"].in_flight == 0
-    for each in pair:
-        assert soon(lambda: each.stats()["connections_open"] == 0)
+    assert soon(lambda: [each.stats()["connections_open"] for each in pair] == [0, 0])
+
+
+def test_what_the_decision_on_a_retry_raises_ends_the_call(
+    pair: list[Upstream], colour: Colour, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be a user's own function, called for the last of the two, in whichever thread that is."""
+
+    def raises(*args: Any) -> None:
+        raise LookupError("the user's own")
+
+    monkeypatch.setattr(Call, "_follow", raises)
+    pair[0].script(then={"delay": LATER, **BUSY})
+    pair[1].script(then={"delay": 2 * LATER, **BUSY})
+    mesh = in_order(*pair)
+    assert type(colour.run(mesh, get_or_error)) is LookupError
+    assert mesh.snapshot()["orders"].in_flight == 0
 
 
 # Cancelling
@@ -266,6 +282,26 @@ def test_C7_a_thread_that_is_interrupted_in_a_race_drops_both(pair: list[Upstrea
         assert soon(lambda: not hedge_threads(), 0.5)
 
 
+def test_C7_a_backup_that_loses_while_it_connects_sends_nothing(pair: list[Upstream]) -> None:
+    pair[0].script(then={"delay": LATER})
+    mesh = in_order(*pair)
+    with mesh.client("orders") as client:
+        stacks = client._transport._stacks  # type: ignore[attr-defined]
+        take = stacks.take
+
+        def slowly(exchange: Any, attempt: Any) -> Any:
+            if attempt.kind == "hedge":
+                time.sleep(3 * LATER)
+            return take(exchange, attempt)
+
+        stacks.take = slowly
+        assert told(client.get("/")) == [("first", "ok", 200), ("hedge", "abandoned", None)]
+        assert mesh.snapshot()["orders"].in_flight == 0
+        assert soon(lambda: not hedge_threads())
+    assert pair[1].log() == []
+    assert soon(lambda: pair[1].stats()["connections_open"] == 0)
+
+
 def test_C7_a_race_whose_coroutine_is_closed_cleans_up_without_a_loop(pair: list[Upstream]) -> None:
     for each in pair:
         each.script(then=HANG)
@@ -279,6 +315,8 @@ def test_C7_a_race_whose_coroutine_is_closed_cleans_up_without_a_loop(pair: list
             assert mesh.snapshot()["orders"].in_flight == 2
             call.close()
             assert mesh.snapshot()["orders"].in_flight == 0
+            stacks = list(client._transport._stacks._all_stacks())  # type: ignore[attr-defined]
+            assert [stack.size for stack in stacks] == [0, 0]
             task.cancel()
             await asyncio.wait([task])
             task.cancelled() or task.exception()
@@ -300,17 +338,15 @@ def test_a_fleet_that_is_slow_as_a_whole_gets_no_more_than_the_share(pair: list[
                 each.script(then={"delay": 0.1})
             numbers = iter(range(calls - 60))
 
-            async def work() -> None:
-                for _ in numbers:
-                    results.append(await client.get("/"))
+            async def work() -> list[Any]:
+                return [await client.get("/") for _ in numbers]
 
-            await asyncio.gather(*(work() for _ in range(20)))
-        return results
+            return sum(await asyncio.gather(*(work() for _ in range(20))), results)
 
     results = asyncio.run(main())
     hedges = sum(attempt.kind == "hedge" for result in results for attempt in report(result).attempts)
-    assert 5 <= hedges <= share * calls, "it does hedge those that take longer than they used to"
-    assert sum(len(each.log()) for each in pair) == calls + hedges
+    assert 2 <= hedges <= share * calls, "it does hedge those that take longer than they used to"
+    assert sum(len(each.log()) for each in pair) <= calls + hedges
     assert mesh.snapshot()["orders"].in_flight == 0
 
 

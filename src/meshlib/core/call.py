@@ -303,13 +303,18 @@ class Call:
         return attempt
 
     def lose(self, attempt: Attempt, now: float) -> None:
-        """An attempt is dropped since the other one has answered: nobody's fault, but so long it has taken already."""
+        """An attempt is dropped since the other one has answered: nobody's fault, but so long it has taken already.
+
+        Only a probe has failed: it was to show that its node is well. Else a node that hangs would have one by every
+        call, each of which would be hedged.
+        """
         attempt.seconds = now - attempt.started
         attempt.outcome, attempt.error = Outcome.abandoned, "the other attempt ended the call"
+        node = attempt.node
         with self.cluster.lock:
-            attempt.node.settle(attempt.number, now, None)
-            attempt.node.give_up(attempt.seconds, now)
-            self.cluster.record(attempt.node, attempt.permit, None, now)
+            node.settle(attempt.number, now, None)
+            node.give_up(attempt.seconds, now)
+            self.cluster.record(node, attempt.permit, False if attempt.why == "probe" else None, now)
             self.cluster.in_flight -= attempt.finish()
             if attempt.kind == "hedge":
                 self._paid = 0.0  # it was the first try that succeeded

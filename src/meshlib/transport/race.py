@@ -97,7 +97,10 @@ class Race:
                 side.reply = self._reply(exchange, attempt, side.connection, answer, self._stacks)
             if answer.status not in exchange.route.unwell:
                 self._win(side)
-            side.again = exchange.answered(attempt, answer)
+            try:
+                side.again = exchange.answered(attempt, answer)
+            except BaseException as fault:  # of the user's own function, which decides on a retry
+                side.fault = fault
             self._come_in(side)
 
     def _broke(self, side: Side, error: BaseException) -> None:
@@ -109,7 +112,7 @@ class Race:
                 return
             try:
                 side.again = self._exchange.broke(side.attempt, error, connection)
-            except Exception as fault:  # the caller's own
+            except BaseException as fault:  # the caller's own
                 side.fault = fault
             if not isinstance(error, Exception):
                 side.fault = error
@@ -142,6 +145,8 @@ class Race:
         with self._lock:
             self._drop(self._sides)
             answers = [side.reply for side in self._sides if side.reply is not None]
+            for side in self._sides:
+                side.fault = None  # its traceback leads back to this object
         return [each for each in answers if each is not reply and not each.is_over]
 
     def _drop(self, sides: Iterator[Side]) -> None:

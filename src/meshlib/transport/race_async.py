@@ -43,10 +43,12 @@ class Interruptible:
         return self._task.uncancel() <= self._cancelling and kind is asyncio.CancelledError
 
 
+_backups: set[asyncio.Task[None]] = set()
+"""A loop keeps no strong reference to its tasks."""
+
+
 class AsyncRace(Race):
     """See `Race`."""
-
-    _task: asyncio.Task[None] | None = None  # a loop keeps no strong reference
 
     async def run(self) -> tuple[Any, float | None]:
         """See the driver's `_attempt`."""
@@ -100,7 +102,9 @@ class AsyncRace(Race):
         """The alarm: start a backup in a task."""
         backup = self._begin_backup()
         if backup is not None:
-            self._task = loop.create_task(self._run(backup))
+            task = loop.create_task(self._run(backup))
+            _backups.add(task)
+            task.add_done_callback(_backups.discard)
 
     async def _back_up(self) -> None:
         await anyio.sleep(self._delay)
