@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from scripted import OK, PROPERTY, Stage
 
 from meshlib import Breaker, Endpoint, Service
-from meshlib.core.breaker import NodeBreaker
 from meshlib.core.view import View
 
 
