@@ -1,8 +1,8 @@
 """Whole stories of faults on a virtual clock: processes that call, servers that break, and the real core between them.
 
 Decides when things happen: connections, queues, answers, timers and the faults of the script. What is called, what
-counts and what follows is the core's own doing, turned as a driver turns it. Nothing waits and no socket is opened, so a
-minute takes a fraction of a second, and the same seed makes the same log to the last bit.
+counts and what follows is the core's own doing, turned as a driver turns it. Nothing waits and no socket is opened, so
+a minute takes a fraction of a second, and the same seed makes the same log to the last bit.
 """
 
 from __future__ import annotations
@@ -175,7 +175,7 @@ class Flight:
         self._connect()
 
     def _connect(self) -> None:
-        """As the transport does: a kept connection is taken unless its end is known already, which it is after a trip."""
+        """As the transport does: a kept connection is taken unless its end is known, which it is after a trip."""
         idle, server, world = self.process.idle[self.attempt.endpoint.port - 1], self.server, self.process.world
         while idle and idle[-1] != server.life and world.now > server.died_at + TRIP:
             idle.pop()

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import random
 from itertools import repeat
+from typing import Any
 
 import pytest
-from hypothesis import given
 from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, multiple, rule
 from scripted import LOST, OK, PROPERTY, REFUSED, UNAVAILABLE, Stage, Step
 
 from meshlib import Budget, LeastRequest
@@ -52,28 +53,52 @@ def test_B1_the_refund_is_a_setting_and_may_be_nothing() -> None:
     assert bucket.tokens == 486
 
 
-@PROPERTY
-@given(
-    st.lists(st.one_of(st.booleans(), st.none())),
-    st.integers(1, 50),
-    st.integers(1, 20),
-    st.integers(1, 20),
-    st.integers(0, 5),
-)
-def test_B1_the_tokens_stay_between_nothing_and_the_capacity(
-    acts: list[bool | None], capacity: int, retry_cost: int, throttle_cost: int, refund: int
-) -> None:
-    settings = Budget(capacity=capacity, retry_cost=retry_cost, throttle_cost=throttle_cost, refund=refund)
-    bucket, paid = Bucket(settings), 0.0
-    for throttled in acts:
-        before = bucket.tokens
-        if throttled is None:
-            bucket.succeeded(paid)
-            assert before <= bucket.tokens <= capacity
-        else:
-            paid = bucket.pay(throttled=throttled)
-            assert before - bucket.tokens == paid
-        assert 0 <= bucket.tokens <= capacity
+class AgainstTheModel(RuleBasedStateMachine):
+    """Payments and successes in any order against a ledger: what was taken, and what came back."""
+
+    paid = Bundle("paid")
+
+    @initialize(capacity=st.integers(1, 60), costs=st.tuples(*[st.integers(1, 20)] * 2), refund=st.integers(0, 5))
+    def begin(self, capacity: int, costs: tuple[int, int], refund: int) -> None:
+        self.retry_cost, self.throttle_cost = costs
+        self.capacity, self.refund = capacity, refund
+        self.missing = self.extra = self.came_back = 0
+        self.bucket = Bucket(
+            Budget(capacity=capacity, retry_cost=self.retry_cost, throttle_cost=self.throttle_cost, refund=refund)
+        )
+
+    @rule(target=paid, throttled=st.booleans())
+    def pay(self, throttled: bool) -> Any:
+        cost = self.throttle_cost if throttled else self.retry_cost
+        is_rich = self.missing + cost <= self.capacity
+        assert self.bucket.pay(throttled=throttled) == (cost if is_rich else 0)
+        if not is_rich:
+            return multiple()
+        self.missing, self.extra = self.missing + cost, self.extra + 1
+        return cost
+
+    @rule(paid=consumes(paid))
+    def succeed_after(self, paid: int) -> None:
+        self.give_back(paid)
+
+    @rule()
+    def succeed_at_the_first_try(self) -> None:
+        self.give_back(0)
+
+    def give_back(self, paid: int) -> None:
+        self.bucket.succeeded(float(paid))
+        self.missing = max(0, self.missing - (paid or self.refund))
+        self.came_back += paid or self.refund
+
+    @invariant()
+    def they_agree(self) -> None:
+        assert self.bucket.tokens == self.capacity - self.missing
+        assert 0 <= self.bucket.tokens <= self.capacity
+        assert self.extra <= (self.capacity + self.came_back) / min(self.retry_cost, self.throttle_cost)
+
+
+TestAgainstTheModel = AgainstTheModel.TestCase
+TestAgainstTheModel.settings = PROPERTY
 
 
 @pytest.mark.parametrize("how", [REFUSED, LOST, UNAVAILABLE], ids=["refused", "lost", "503"])

@@ -212,10 +212,13 @@ class NodeBreaker:
         """Begin another slice of the window; what nobody called in is empty."""
         length = self._settings.window / SLICES
         self._past.append((self.successes, self._failures))
-        empty = (now - self._slice_ends) // length if self._slice_ends > -inf else 0
-        self._past.extend([(0, 0)] * int(min(empty, SLICES)))
+        begins = now
+        if self._slice_ends > -inf:  # slices follow each other without a gap, or a slow caller's window would be longer
+            empty = (now - self._slice_ends) // length
+            self._past.extend([(0, 0)] * int(min(empty, SLICES)))
+            begins = self._slice_ends + empty * length
         self.successes = self._failures = 0
-        self._slice_ends = now + length
+        self._slice_ends = begins + length
 
     def _fault(self) -> str:
         """What speaks for opening it; empty if nothing does."""
