@@ -108,14 +108,14 @@ class Race:
         connection = side.connection
         with self._lock:
             self._discard(side)
+            if not isinstance(error, Exception):
+                side.fault = error  # also of one that was dropped: it is the caller who is interrupted
             if side.is_over:
                 return
             try:
                 side.again = self._exchange.broke(side.attempt, error, connection)
             except BaseException as fault:  # the caller's own
                 side.fault = fault
-            if not isinstance(error, Exception):
-                side.fault = error
             if side.fault is not None and side is self._first:
                 self._win(side)
             self._come_in(side)
@@ -134,8 +134,11 @@ class Race:
         """What the race means for the call; see the drivers' `_attempt`."""
         self._exchange.observe(self._first.attempt)
         side = self._winner or self._last
-        if side.fault is not None:
-            raise side.fault
+        if (fault := self._first.fault or side.fault) is not None:
+            try:
+                raise fault
+            finally:
+                del fault  # its traceback leads back to here
         # An answer, though bad, is better than none.
         reply = side.reply or next((each.reply for each in self._sides if each.reply is not None), None)
         return reply, side.again
@@ -146,7 +149,7 @@ class Race:
             self._drop(self._sides)
             answers = [side.reply for side in self._sides if side.reply is not None]
             for side in self._sides:
-                side.fault = None  # its traceback leads back to this object
+                side.fault = None  # likewise
         return [each for each in answers if each is not reply and not each.is_over]
 
     def _drop(self, sides: Iterator[Side]) -> None:

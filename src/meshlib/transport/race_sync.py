@@ -4,8 +4,8 @@ Decides nothing. The first attempt blocks the caller's thread, whose wait for th
 gets a thread of its own. Whichever loses is woken by a shutdown of its socket. While a connection is being opened there
 is no alarm: `Timeout.connect` bounds that, and a backup that has become due meanwhile is made right after.
 
-A call that gets no backup costs some 15 us of CPU more than in a service without `Hedge`; one that does costs a thread,
-some 150 us, and the backup itself.
+A call that gets no backup costs 10 to 20 us of CPU more than in a service without `Hedge`. One that does costs 0.4 ms
+more: a thread, the other request, and a new connection in place of the loser's.
 """
 
 from __future__ import annotations
