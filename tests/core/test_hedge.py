@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scripted import LOST, OK, PROPERTY, UNAVAILABLE, Draws, Stage, Step, answer, broke
+from scripted import LOST, OK, PROPERTY, STALE, UNAVAILABLE, Draws, Stage, Step, answer, broke
 
-from meshlib import Budget, Hedge, Retry
+from meshlib import Budget, Hedge, Limit, Retry
 from meshlib.core.call import Call
 from meshlib.core.hedge import ENOUGH, EVERY, REMEMBERED, SAVED, Hedging, quantile
 from meshlib.core.outcome import End
@@ -113,6 +113,11 @@ def stage_of(count: int = 3, **service: Any) -> Stage:
     return Stage(count, **{"hedge": Hedge(after=0.05), **service})
 
 
+def shedding(stage: Stage) -> Stage:
+    stage.cluster.shedder.overloaded(stage.clock())
+    return stage
+
+
 def raced(stage: Stage, **how: Any) -> tuple[Call, Attempt, Attempt]:
     """A call whose first attempt is 0.05 s old, and has a backup."""
     call = stage.call(**how)
@@ -134,8 +139,8 @@ def test_a_backup_goes_to_another_endpoint_and_is_paid_for() -> None:
     assert backup.deadline == backup.started + 10
 
 
-@pytest.mark.parametrize("how", [{"repeatable": False}, {"retries": False}], ids=str)
-def test_C1_what_may_not_be_repeated_is_not_hedged(how: dict[str, Any]) -> None:
+@pytest.mark.parametrize("how", [{"repeatable": False}, {"retries": False}, {"on_behalf": True}], ids=str)
+def test_C1_C10_what_may_not_be_repeated_is_not_hedged(how: dict[str, Any]) -> None:
     call = stage_of().call(**how)
     assert call.begin(0.0) is not None
     assert not call.may_be_hedged
@@ -158,8 +163,10 @@ def test_only_the_first_attempt_is_hedged_and_only_where_it_was_asked_for() -> N
         stage_of(1),
         stage_of(2, retry=Retry(budget=Budget(capacity=13))),
         stage_of(2, hedge=Hedge()),
+        stage_of(2, limit=Limit(1)),
+        shedding(stage_of(2)),
     ],
-    ids=["no other endpoint", "no money", "beyond the share"],
+    ids=["no other endpoint", "no money", "beyond the share", "at the limit", "overloaded"],
 )
 def test_there_may_be_no_backup(stage: Stage) -> None:
     tokens = stage.tokens
@@ -239,6 +246,16 @@ def test_when_both_have_failed_the_last_word_leads_to_one_retry(earlier: str) ->
     assert (retry.kind, retry.node) == ("retry", stage.nodes[2]), "a backup does not count to `max_attempts`"
     assert stage.settle(call, retry, LOST) is None
     assert stage.in_flight == stage.cluster.in_flight == 0
+
+
+def test_C8_a_first_attempt_on_a_dead_connection_that_ends_last_is_made_again_where_it_was() -> None:
+    stage = stage_of(3)
+    call, first, backup = raced(stage)
+    assert stage.settle(call, backup, LOST) is None
+    assert stage.settle(call, first, STALE) == 0.0
+    again = call.begin(stage.clock())
+    assert again is not None
+    assert (again.kind, again.node) == ("transparent", first.node)
 
 
 def test_the_last_word_may_be_that_there_is_no_retry() -> None:

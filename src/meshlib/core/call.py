@@ -81,6 +81,7 @@ class Call:
     _paid = 0.0
     _waited = 0.0
     _transparent_used = False
+    _stale_at: Node | None = None
     refused = ""
     _is_hedged = False
 
@@ -217,7 +218,7 @@ class Call:
             return None
         if end is End.stale and not self._transparent_used and (self.repeatable or not sent):
             self._transparent_used = True  # rule C8: nobody's fault, and free, once
-            self._kind, self._waited = "transparent", 0.0
+            self._kind, self._waited, self._stale_at = "transparent", 0.0, attempt.node
             return 0.0
         if not self._retries or self.is_expired(now):
             return None
@@ -270,7 +271,8 @@ class Call:
     @property
     def may_be_hedged(self) -> bool:
         """Whether the attempt that has just begun may get a backup, for all that is known of the call."""
-        return self.cluster.hedging is not None and self.repeatable and self._retries and self._kind == "first"
+        may_repeat = self.repeatable and self._retries and not self._on_behalf
+        return may_repeat and self._kind == "first" and self.cluster.hedging is not None
 
     def hedge_delay(self) -> float:
         """Seconds after which it may; infinite while too little is known. To be asked once for a call: it counts."""
@@ -291,7 +293,9 @@ class Call:
         if hedging is None or deadline <= now:
             return None
         with cluster.lock:
-            node = self._well_and_untried(now) if hedging.is_affordable else None
+            # Where a service sheds calls, or has as many as it may, a second request for one of them is the last it needs.
+            has_room = not cluster.shedder.is_awake and cluster.in_flight < cluster.most
+            node = self._well_and_untried(now) if has_room and hedging.is_affordable else None
             if node is None or not (paid := cluster.bucket.pay(throttled=False)):
                 return None
             hedging.spend()
@@ -332,9 +336,9 @@ class Call:
 
     def _choose_next(self, now: float, deadline: float) -> Attempt | None:
         """Another attempt: a transparent one where the last was, else see `_choose`."""
-        attempt, node = None, self.report.attempts[-1].node
-        if self._kind == "transparent":
-            attempt = self._attempt_at(node, "again", now, deadline)
+        attempt = None
+        if self._kind == "transparent" and self._stale_at is not None:
+            attempt = self._attempt_at(self._stale_at, "again", now, deadline)
         attempt = attempt or self._choose(now, deadline, self._tried())
         if attempt is not None:
             attempt.kind, attempt.waited = self._kind, self._waited
