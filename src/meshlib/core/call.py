@@ -293,7 +293,7 @@ class Call:
         if hedging is None or deadline <= now:
             return None
         with cluster.lock:
-            # Where a service sheds calls, or has as many as it may, a second request for one of them is the last it needs.
+            # A service that sheds calls, or has as many as it may, needs a second request for one of them least of all.
             has_room = not cluster.shedder.is_awake and cluster.in_flight < cluster.most
             node = self._well_and_untried(now) if has_room and hedging.is_affordable else None
             if node is None or not (paid := cluster.bucket.pay(throttled=False)):
