@@ -165,6 +165,18 @@ def test_B2_a_probe_that_learned_nothing_makes_room_for_the_next_one_at_once() -
     assert alone.admit() is None
 
 
+def test_B2_a_second_probe_in_a_row_that_learned_nothing_opens_it_for_twice_as_long() -> None:
+    alone = Alone()
+    alone.record(alone.probing(), None)
+    assert alone.record(alone.admit(), None) is True
+    assert alone.breaker.state == "open"
+    assert alone.open_for() == pytest.approx(4.0, abs=0.002)
+    alone.now += 4.0
+    assert alone.record(alone.admit(), None) is False, "the next one is a first again"
+    alone.record(alone.admit(), True)
+    assert alone.breaker.state == "closed"
+
+
 def test_B2_a_probe_that_never_reports_lapses() -> None:
     alone = Alone()
     lost = alone.probing()
@@ -221,7 +233,7 @@ class AnySequence(RuleBasedStateMachine):
         self.breaker = NodeBreaker(Breaker(consecutive=3, success_rate=0.0))
         self.rng = random.Random(5)
         self.now = 1000.0
-        self.failures = 0
+        self.failures = self.in_vain = 0
         self.probe: tuple[int, float] | None = None
         """The permit of the probe that is out, and when it lapses."""
 
@@ -259,8 +271,10 @@ class AnySequence(RuleBasedStateMachine):
         elif was == "half_open":
             assert self.probe is not None
             assert permit == self.probe[0]
-            assert self.breaker.state == {True: "closed", False: "open", None: "half_open"}[success]
+            again = "open" if self.in_vain else "half_open"
+            assert self.breaker.state == {True: "closed", False: "open", None: again}[success]
             self.probe, self.failures = None, 0
+            self.in_vain = int(self.breaker.state == "half_open")
         else:
             assert was == "closed", "an open breaker has no permit out that counts"
             self.failures = {True: 0, False: self.failures + 1, None: self.failures}[success]
