@@ -97,7 +97,10 @@ class Race:
                 side.reply = self._reply(exchange, attempt, side.connection, answer, self._stacks)
             if answer.status not in exchange.route.unwell:
                 self._win(side)
-            side.again = exchange.answered(attempt, answer)
+            try:
+                side.again = exchange.answered(attempt, answer)
+            except Exception as fault:  # a strategy's own
+                side.fault = fault
             self._come_in(side)
 
     def _broke(self, side: Side, error: BaseException) -> None:
