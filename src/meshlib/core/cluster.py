@@ -79,8 +79,8 @@ class Cluster:
         keyless, cut_short: see `Traffic`.
         bucket: the retry budget.
         hedging: when a call gets a backup request; None for never.
-        orphans: attempts whose response was garbage-collected without being closed. A finalizer may run while this
-            very thread holds the lock, so it appends here and the next call does the counting.
+        orphans: attempts that were garbage-collected, or their response was, without being ended. A finalizer may run
+            while this very thread holds the lock, so it appends here and the next call does the counting.
     """
 
     def __init__(self, service: Service, rng: Rng, zone: str = "") -> None:
@@ -228,9 +228,11 @@ class Cluster:
             self.keyless += 1
 
     def collect_orphans(self) -> None:
-        """Count the ends of responses that were garbage-collected. Under the lock."""
+        """Count the ends of what was garbage-collected. Under the lock."""
         while self.orphans:
-            self.in_flight -= self.orphans.popleft().finish()
+            attempt = self.orphans.popleft()
+            attempt.node.settle(attempt.number, 0.0, None)  # unless its answer had come
+            self.in_flight -= attempt.finish()
 
     def _at(self, place: Place) -> Node:
         if (node := self._nodes.get(place)) is None:
