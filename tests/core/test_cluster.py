@@ -7,6 +7,7 @@ import gc
 import json
 import random
 import threading
+from math import inf
 from typing import Any, ClassVar
 
 import pytest
@@ -283,6 +284,8 @@ def test_a_forked_child_forgets_what_is_under_way_and_keeps_what_was_learned() -
     stage.cluster.orphans.append(attempt)
     node = stage.nodes[1]
     stage.cluster.lock.acquire()  # by a thread of the parent, which the child does not have
+    stage.cluster.changes_at = inf  # by one that was building a view
+    view = stage.cluster.view
     stage.cluster.forget()
     assert not stage.cluster.lock.locked()
     assert (stage.in_flight, node.oldest_open, len(stage.cluster.orphans)) == (0, None, 0)
@@ -290,6 +293,7 @@ def test_a_forked_child_forgets_what_is_under_way_and_keeps_what_was_learned() -
     assert node.ewma > 0
     assert stage.play([OK]).places == [2]
     assert stage.in_flight == 0
+    assert stage.cluster.view is not view
 
 
 def test_many_threads_on_one_cluster_lose_no_count() -> None:

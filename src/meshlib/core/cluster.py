@@ -309,6 +309,7 @@ class Cluster:
         self.lock, self._publishing = Lock(), Lock()
         self.orphans.clear()
         self.in_flight = 0
+        self.changes_at = -inf  # whoever was at it in the parent is not here
         for node in self._nodes.values():
             node.forget_open()
 
