@@ -71,7 +71,7 @@ class Cluster:
         warnings: what people should know of the endpoints and where they come from.
         changes_at: when the view is to be built anew; see `refresh`.
         shedder: what the throttle has heard.
-        most: attempts that may be in flight at once.
+        most, most_each: attempts that may be in flight at once, in all and on one node.
         slow_call: seconds after which an answer counts as a failure.
         in_flight: attempts whose response has not ended.
         panics: how often a panic has begun.
@@ -91,7 +91,9 @@ class Cluster:
         self._publishing = Lock()
         self.bucket = Bucket(service.retry.budget)
         self.shedder = Shedder(service.throttle)
-        self.most = inf if service.limit is None else service.limit.max_in_flight
+        limit = service.limit
+        self.most = inf if limit is None else limit.max_in_flight
+        self.most_each = inf if limit is None or limit.per_endpoint is None else limit.per_endpoint
         self.hedging = None if service.hedge is None else Hedging(service.hedge)
         self.slow_call = inf if service.breaker.slow_call is None else service.breaker.slow_call
         self.orphans: deque[Attempt] = deque()
