@@ -238,11 +238,23 @@ def test_the_99th_percentile_of_a_node_shows_its_slow_attempts() -> None:
         (LOST, 30.0, 1),
         (UNAVAILABLE, 30.0, 1),
         (answer(429, lasts=3.0), 30.0, 0),
-        (broke(End.caller, lasts=3.0), 30.0, 0),
+        (broke(End.caller, lasts=3.0), 30.0, 1),  # likewise
+        (broke(End.caller, lasts=0.001), 30.0, 0),
         (broke(End.no_slot, sent=False, lasts=3.0), 30.0, 0),
         (broke(End.stale, lasts=3.0), 30.0, 0),
     ],
-    ids=["timeout", "deadline, blamed", "deadline", "lost", "503", "429", "cancelled", "no slot", "stale"],
+    ids=[
+        "timeout",
+        "deadline, blamed",
+        "deadline",
+        "lost",
+        "503",
+        "429",
+        "cancelled",
+        "cancelled early",
+        "no slot",
+        "stale",
+    ],
 )
 def test_an_attempt_leaves_one_latency_or_none(step: Step, total: float, left: int) -> None:
     stage = Stage(1)

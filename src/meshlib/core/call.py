@@ -412,8 +412,8 @@ class Call:
         node.settle(attempt.number, now, verdict)
         if end is End.deadline:
             self.cluster.cut_short += self._kind == "first"
-            if verdict is None:
-                node.give_up(attempt.seconds, now)
+        if verdict is None and end in (End.deadline, End.caller):
+            node.give_up(attempt.seconds, now)  # nobody's fault, but so long it has taken already
         elif attempt.retry_after is not None:
             node.shun(min(attempt.retry_after, LONGEST_SHUN), now)
         self.cluster.record(node, attempt.permit, verdict, now)
