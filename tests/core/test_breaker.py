@@ -167,6 +167,18 @@ def test_B2_a_probe_that_learned_nothing_makes_room_for_the_next_one_at_once() -
     assert alone.admit() is None
 
 
+def test_B2_a_second_probe_in_a_row_that_learned_nothing_opens_it_for_twice_as_long() -> None:
+    alone = Alone()
+    alone.record(alone.probing(), None)
+    assert alone.record(alone.admit(), None) is True
+    assert alone.breaker.state == "open"
+    assert alone.open_for() == pytest.approx(4.0, abs=0.002)
+    alone.now += 4.0
+    assert alone.record(alone.admit(), None) is False, "the next one is a first again"
+    alone.record(alone.admit(), True)
+    assert alone.breaker.state == "closed"
+
+
 def test_B2_a_probe_that_never_reports_lapses() -> None:
     alone = Alone()
     lost = alone.probing()
@@ -417,6 +429,7 @@ class Model:
         self.opens_until = self.lapses_at = 0.0
         self.closed_at = -inf
         self.opened = 0
+        self.in_vain = False
 
     def is_eligible(self, now: float) -> bool:
         return {"closed": True, "open": now >= self.opens_until, "half_open": now >= self.lapses_at}[self.state]
@@ -440,7 +453,7 @@ class Model:
         return sum(outcomes) < self.settings.success_rate * len(outcomes)
 
     def start_afresh(self, state: str) -> None:
-        self.state, self.is_refused, self.heard = state, False, []
+        self.state, self.is_refused, self.heard, self.in_vain = state, False, [], False
 
     def open(self, now: float) -> None:
         self.opens_until = now + min(self.settings.open_for * 2**self.opened, self.settings.max_open_for)
@@ -454,8 +467,8 @@ class Model:
     def hear(self, success: bool | None, now: float, may_open: bool, fault: bool) -> None:
         """A verdict of this generation; the outcome is in `heard` already."""
         if self.state == "half_open":
-            if success is None:
-                self.lapses_at = now
+            if success is None and not self.in_vain:
+                self.in_vain, self.lapses_at = True, now
             else:
                 self.close(now) if success else self.open(now)
         elif success is not None:
@@ -588,6 +601,7 @@ EDGES = {
     ("half_open", "ok", "closed"),
     ("half_open", "fail", "open"),
     ("half_open", "refuse", "open"),
+    ("half_open", "none", "open"),
 }
 """The arrows of the breaker's module; `refuse` is a failure after which the view allows no ejection."""
 
@@ -607,7 +621,7 @@ class Walk(NamedTuple):
         permits = tuple(of.generation - permit for permit in self.permits)
         until = {"closed": 0.0, "open": of._opens_until - now, "half_open": of._lapses_at - now}[of.state]
         heard = (of.failures_in_a_row, of.is_refused, of.successes, of._failures, tuple(of._past), of._slice_ends - now)
-        return of.state, permits, max(until, 0.0), of._opened, heard
+        return of.state, permits, max(until, 0.0), of._opened, of._is_probed_in_vain, heard
 
     def after(self, act: str) -> Walk:
         """A verdict is for the permit that is out for longest."""

@@ -231,6 +231,17 @@ def test_B2_a_probe_whose_caller_left_makes_room_for_the_next() -> None:
     assert stage.nodes[0].breaker.state == "closed"
 
 
+@pytest.mark.parametrize("in_vain", [CANCELLED, answer(429), broke(End.deadline, lasts=0.05)])
+def test_B2_an_ejected_node_that_no_probe_learns_of_does_not_get_every_call(in_vain: Step) -> None:
+    stage = Stage(2)
+    stage.play([answer(200)])
+    stage.eject(1)
+    stage.clock.advance(2.0)
+    total = 0.05 if in_vain.end is End.deadline else 30.0
+    places = [stage.play([in_vain], total=total).places for _ in range(10)]
+    assert places == [[1]] * 2 + [[2]] * 8
+
+
 def test_no_endpoint_no_attempt() -> None:
     stage = Stage(1)
     stage.publish()

@@ -7,6 +7,7 @@ import gc
 import json
 import random
 import threading
+from math import inf
 from typing import Any, ClassVar
 
 import pytest
@@ -237,11 +238,23 @@ def test_the_99th_percentile_of_a_node_shows_its_slow_attempts() -> None:
         (LOST, 30.0, 1),
         (UNAVAILABLE, 30.0, 1),
         (answer(429, lasts=3.0), 30.0, 0),
-        (broke(End.caller, lasts=3.0), 30.0, 0),
+        (broke(End.caller, lasts=3.0), 30.0, 1),  # likewise
+        (broke(End.caller, lasts=0.001), 30.0, 0),
         (broke(End.no_slot, sent=False, lasts=3.0), 30.0, 0),
         (broke(End.stale, lasts=3.0), 30.0, 0),
     ],
-    ids=["timeout", "deadline, blamed", "deadline", "lost", "503", "429", "cancelled", "no slot", "stale"],
+    ids=[
+        "timeout",
+        "deadline, blamed",
+        "deadline",
+        "lost",
+        "503",
+        "429",
+        "cancelled",
+        "cancelled early",
+        "no slot",
+        "stale",
+    ],
 )
 def test_an_attempt_leaves_one_latency_or_none(step: Step, total: float, left: int) -> None:
     stage = Stage(1)
@@ -283,6 +296,8 @@ def test_a_forked_child_forgets_what_is_under_way_and_keeps_what_was_learned() -
     stage.cluster.orphans.append(attempt)
     node = stage.nodes[1]
     stage.cluster.lock.acquire()  # by a thread of the parent, which the child does not have
+    stage.cluster.changes_at = inf  # by one that was building a view
+    view = stage.cluster.view
     stage.cluster.forget()
     assert not stage.cluster.lock.locked()
     assert (stage.in_flight, node.oldest_open, len(stage.cluster.orphans)) == (0, None, 0)
@@ -290,6 +305,7 @@ def test_a_forked_child_forgets_what_is_under_way_and_keeps_what_was_learned() -
     assert node.ewma > 0
     assert stage.play([OK]).places == [2]
     assert stage.in_flight == 0
+    assert stage.cluster.view is not view
 
 
 def test_many_threads_on_one_cluster_lose_no_count() -> None:

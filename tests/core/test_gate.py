@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import repeat
 from typing import Any
 
 import pytest
 from scripted import LOST, OK, REFUSED, Draws, Stage, Step, answer, broke
 
-from meshlib import Limit, Retry, Throttle, Timeout
+from meshlib import Breaker, Hedge, Limit, Retry, Throttle, Timeout
 from meshlib.core.call import STALLED
 from meshlib.core.outcome import End
 from meshlib.core.report import Attempt
@@ -130,3 +131,40 @@ def test_B1_an_attempt_after_an_answer_that_asks_for_fewer_costs_5() -> None:
     stage = Stage(2, retry=Retry(max_attempts=2))
     stage.play([Step(status=503, overloaded=True), answer(503)])
     assert stage.tokens == 495
+
+
+def test_C2_endpoints_at_their_limit_are_nobody_to_fail_over_to() -> None:
+    stage = Stage(2, limit=Limit(9, per_endpoint=1), breaker=Breaker(enforce=False), retry=Retry(max_attempts=1))
+    other = stage.nodes[1]
+    other.start(stage.clock())
+    assert stage.play(repeat(REFUSED), repeatable=False).places == [1]
+    assert stage.tokens == 500
+
+
+def test_C2_there_are_no_more_failovers_than_endpoints_when_the_balancer_does_not_offer_all() -> None:
+    class Half:
+        def prepare(self, nodes: Any, rng: Any) -> Any:
+            return lambda now, key: iter(nodes[:1])
+
+    stage = Stage(2, balancer=Half(), breaker=Breaker(enforce=False), retry=Retry(max_attempts=1))
+    assert len(stage.play(repeat(REFUSED)).places) == 3
+
+
+def test_a_probe_keeps_to_the_limit_of_its_endpoint() -> None:
+    stage = Stage(2, limit=Limit(9, per_endpoint=1))
+    stage.nodes[0].start(stage.clock())
+    stage.eject(1)
+    stage.clock.advance(2.0)
+    assert stage.play([OK]).places == [2]
+
+
+@pytest.mark.parametrize("service", [{"limit": Limit(1)}, {}], ids=["limit", "throttle"])
+def test_no_call_is_hedged_where_none_would_be_let_in(service: dict[str, Any]) -> None:
+    stage = Stage(2, hedge=Hedge(after=0.05), rng=Draws(0.0), **service)
+    call = stage.call()
+    assert call.begin(stage.clock()) is not None
+    if not service:
+        for _ in range(40):
+            stage.cluster.shedder.overloaded(stage.clock())
+    assert call.begin_hedge(stage.clock.advance(0.05)) is None
+    assert stage.tokens == 500

@@ -144,6 +144,16 @@ STEPS = [
 ]
 
 
+def test_what_is_heard_of_an_attempt_that_is_over_does_not_open_it_again() -> None:
+    stage = Stage(1)
+    call = stage.call()
+    attempt = call.begin(stage.clock())
+    assert attempt is not None
+    call.lose(attempt, stage.clock())
+    call.connected(attempt, stage.clock())  # in its own thread, which does not know yet
+    assert stage.nodes[0].oldest_open is None
+
+
 class AnyInterleaving(RuleBasedStateMachine):
     """Calls that begin, settle, are released, released again, forgotten, while endpoints come and go."""
 

@@ -26,7 +26,7 @@ import pytest
 
 from conftest import DESCRIPTORS, Colour, Secured
 from meshes import mesh_of, outcomes
-from meshlib import Connections, Timeout
+from meshlib import Connections, Hedge, Timeout
 from meshlib.testing import Upstream
 
 BOUND = 60.0
@@ -109,6 +109,50 @@ def test_C6_what_a_loop_that_is_over_left_open_holds_nothing(secured: Secured) -
         gc.collect()
         assert mesh.snapshot()["orders"].in_flight == 0
     until_closed(secured.upstream)
+
+
+DRIP = {"fault": "drip", "interval": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("step", "hedge"),
+    [
+        ({"fault": "hang"}, None),
+        ({"fault": "hang"}, Hedge(after=5.0)),
+        ({"status": 503, "headers": {"retry-after": "5"}, **DRIP}, None),
+        (DRIP, None),
+    ],
+    ids=["headers", "hedged", "back-off", "body"],
+)
+def test_C6_a_call_of_a_loop_that_is_over_is_collected_amid_the_lock(
+    upstream: Upstream, step: dict[str, Any], hedge: Hedge | None
+) -> None:
+    upstream.script(then=step)
+    mesh = mesh_of(upstream, hedge=hedge)
+    tasks: list[Any] = []
+
+    async def main() -> None:
+        tasks.append(asyncio.ensure_future(mesh.async_client("orders").get("/")))
+        while not mesh.snapshot()["orders"].in_flight or not upstream.log():
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.2)
+
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(main())
+    loop.close()
+    cluster = mesh._clusters["orders"]
+
+    def collect() -> None:
+        tasks.clear()
+        gc.collect()
+
+    with cluster.lock, warnings.catch_warnings(action="ignore"):
+        collecting = threading.Thread(target=collect, daemon=True)
+        collecting.start()
+        collecting.join(10)
+        assert not collecting.is_alive(), "it waits for the lock, which its own thread might hold"
+    assert mesh.snapshot()["orders"].in_flight == 0
+    assert [node.oldest_open for node in cluster.view.nodes] == [None], "or it would look slower and slower"
 
 
 def test_a_client_that_never_called_is_not_told_off(no_leaks: None) -> None:

@@ -8,8 +8,10 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from typing import Any
 
+import anyio
 import httpx
 import pytest
 from doubles import Factory
@@ -151,6 +153,26 @@ SCRIPTS: dict[str, tuple[list[dict[str, Any]], list[tuple[str, str, object]], An
         503,
     ),
 }
+
+
+def test_what_a_strategy_raises_about_the_backup_leaves_the_call(pair: list[Upstream], colour: Colour) -> None:
+    class Mine(Exception):
+        pass
+
+    def raising(state: Any) -> bool:
+        raise Mine
+
+    pair[0].script(then={"delay": LATER, **BUSY})
+    pair[1].script(then={"delay": 2 * LATER, **BUSY})
+    mesh = in_order(*pair, retry=Retry(stop=raising), timeout=Timeout(total=5, attempt=2))
+
+    async def script(client: Any) -> BaseException:
+        with pytest.raises(Mine) as caught, nullcontext() if colour.is_sync else anyio.fail_after(10):
+            await client.get("/")
+        return caught.value
+
+    assert told(colour.run(mesh, script)) == [("first", "rejected", 503), ("hedge", "rejected", 503)]
+    assert mesh.snapshot()["orders"].in_flight == 0
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

@@ -7,7 +7,8 @@ one more may be ejected is told by the view. It never waits: time comes in as `n
     open ----[its time has passed, one call asks]-----------------------> half_open, that call is the probe
     half_open --[the probe succeeds]------------------------------------> closed, on a ramp
     half_open --[the probe fails]---------------------------------------> open, for twice as long
-    half_open --[the probe never reports]-------------------------------> half_open, with a new probe
+    half_open --[the probe never reports, or learns nothing]------------> half_open, with a new probe
+    half_open --[that one learns nothing either]------------------------> open, for twice as long
 
 Too many are `consecutive` ones in a row, or a success rate below `success_rate` over the window. Failures in a row tell
 at any traffic; the rate finds the node that fails every third call, once there are `min_calls` to judge by.
@@ -62,6 +63,7 @@ class NodeBreaker:
     __slots__ = (
         "_closed_at",
         "_failures",
+        "_is_probed_in_vain",
         "_lapses_at",
         "_opened",
         "_opens_until",
@@ -138,8 +140,7 @@ class NodeBreaker:
         if permit != self.generation or self.state == "open":  # which gives no permits
             return False
         if success is None:
-            self._lapses_at = now  # a probe that learned nothing makes room for the next one
-            return False
+            return self.state == "half_open" and self._learned_nothing(now, rng)
         if self.state == "half_open":
             return self.close(now) if success else self._open(now, rng)
         self._count(success, now)
@@ -192,7 +193,7 @@ class NodeBreaker:
     def _start_afresh(self) -> None:
         """Nothing has been heard yet."""
         self.failures_in_a_row = self.successes = self._failures = 0
-        self.is_refused = False
+        self.is_refused = self._is_probed_in_vain = False
         self._past: deque[tuple[int, int]] = deque(maxlen=SLICES - 1)
         self._slice_ends = self.quiet_until = -inf
 
@@ -232,6 +233,15 @@ class NodeBreaker:
         if calls < settings.min_calls or successes >= settings.success_rate * calls:
             return ""
         return f"{successes / calls:.0%} success in {calls} calls"
+
+    def _learned_nothing(self, now: float, rng: Rng) -> bool:
+        """A probe whose caller left, say, makes room for the next one. Only once: where all leave before the node has
+        answered, each call of those who make one at a time would be the next."""
+        if self._is_probed_in_vain:
+            return self._open(now, rng)
+        self._is_probed_in_vain = True
+        self._lapses_at = now
+        return False
 
     def _open(self, now: float, rng: Rng) -> bool:
         length = min(self._settings.open_for * 2**self._opened, self._settings.max_open_for)

@@ -285,8 +285,8 @@ class Call:
         """Start a second attempt beside the first.
 
         Returns:
-            The attempt, at an endpoint that is well and not the first one's; None if there is no such endpoint, no time
-            or nothing to pay it with.
+            The attempt, at an endpoint that is well and not the first one's; None if there is no such endpoint, no
+            time, nothing to pay it with, or if a call would not be let in.
         """
         cluster, hedging = self.cluster, self.cluster.hedging
         deadline = min(now + self._attempt_timeout, self.deadline)
@@ -374,7 +374,9 @@ class Call:
         return None
 
     def _attempt_at(self, node: Node, why: str, now: float, deadline: float) -> Attempt | None:
-        """An attempt on this very node, if its breaker admits the call, or a panic does."""
+        """An attempt on this very node, if it has room and its breaker admits the call, or a panic does."""
+        if node.in_flight >= self.cluster.most_each:
+            return None
         is_closed = node.breaker.state == "closed"
         permit = node.breaker.admit(now, deadline + LAPSE)
         if permit is None:
@@ -419,8 +421,8 @@ class Call:
         node.settle(attempt.number, now, verdict)
         if end is End.deadline:
             self.cluster.cut_short += self._kind == "first"
-            if verdict is None:
-                node.give_up(attempt.seconds, now)
+        if verdict is None and end in (End.deadline, End.caller):
+            node.give_up(attempt.seconds, now)  # nobody's fault, but so long it has taken already
         elif attempt.retry_after is not None:
             node.shun(min(attempt.retry_after, LONGEST_SHUN), now)
         self.cluster.record(node, attempt.permit, verdict, now)
@@ -466,7 +468,8 @@ class Call:
         """What another attempt would be, by the rules alone; None if they forbid it."""
         retry = self.cluster.service.retry
         if attempt.outcome is Outcome.not_sent:
-            if self._untried(now):
+            failovers = sum(each.kind == "failover" for each in self.report.attempts)
+            if failovers < len(self.cluster.view.nodes) and self._untried(now):  # whom the balancer may not offer
                 return "failover"
         elif not self.repeatable or self._on_behalf:
             return None
@@ -486,9 +489,9 @@ class Call:
         return delay_before(self._counted, self.cluster.rng)
 
     def _untried(self, now: float) -> bool:
-        """Whether there is a usable node this call has not been to."""
-        tried, view = self._tried(), self.cluster.view
+        """Whether there is a usable node with room this call has not been to."""
+        tried, view, most = self._tried(), self.cluster.view, self.cluster.most_each
         return any(
-            node not in tried and (node.breaker.is_eligible(now) or node in view.panicking)
+            node not in tried and node.in_flight < most and (node.breaker.is_eligible(now) or node in view.panicking)
             for node in chain(view.offered, view.ejected)
         )

@@ -71,7 +71,7 @@ class Cluster:
         warnings: what people should know of the endpoints and where they come from.
         changes_at: when the view is to be built anew; see `refresh`.
         shedder: what the throttle has heard.
-        most: attempts that may be in flight at once.
+        most, most_each: attempts that may be in flight at once, in all and on one node.
         slow_call: seconds after which an answer counts as a failure.
         in_flight: attempts whose response has not ended.
         panics: how often a panic has begun.
@@ -79,8 +79,8 @@ class Cluster:
         keyless, cut_short: see `Traffic`.
         bucket: the retry budget.
         hedging: when a call gets a backup request; None for never.
-        orphans: attempts whose response was garbage-collected without being closed. A finalizer may run while this
-            very thread holds the lock, so it appends here and the next call does the counting.
+        orphans: attempts that were garbage-collected, or their response was, without being ended. A finalizer may run
+            while this very thread holds the lock, so it appends here and the next call does the counting.
     """
 
     def __init__(self, service: Service, rng: Rng, zone: str = "") -> None:
@@ -91,7 +91,9 @@ class Cluster:
         self._publishing = Lock()
         self.bucket = Bucket(service.retry.budget)
         self.shedder = Shedder(service.throttle)
-        self.most = inf if service.limit is None else service.limit.max_in_flight
+        limit = service.limit
+        self.most = inf if limit is None else limit.max_in_flight
+        self.most_each = inf if limit is None or limit.per_endpoint is None else limit.per_endpoint
         self.hedging = None if service.hedge is None else Hedging(service.hedge)
         self.slow_call = inf if service.breaker.slow_call is None else service.breaker.slow_call
         self.orphans: deque[Attempt] = deque()
@@ -228,9 +230,11 @@ class Cluster:
             self.keyless += 1
 
     def collect_orphans(self) -> None:
-        """Count the ends of responses that were garbage-collected. Under the lock."""
+        """Count the ends of what was garbage-collected. Under the lock."""
         while self.orphans:
-            self.in_flight -= self.orphans.popleft().finish()
+            attempt = self.orphans.popleft()
+            attempt.node.settle(attempt.number, 0.0, None)  # unless its answer had come
+            self.in_flight -= attempt.finish()
 
     def _at(self, place: Place) -> Node:
         if (node := self._nodes.get(place)) is None:
@@ -307,6 +311,7 @@ class Cluster:
         self.lock, self._publishing = Lock(), Lock()
         self.orphans.clear()
         self.in_flight = 0
+        self.changes_at = -inf  # whoever was at it in the parent is not here
         for node in self._nodes.values():
             node.forget_open()
 

@@ -175,8 +175,9 @@ class Node:
         self._open.clear()
 
     def restart(self, number: int, now: float) -> None:
-        """What the attempt takes is counted from now on."""
-        self._open[number] = now
+        """What the attempt takes is counted from now on, unless it is over: a loser may hear of that late."""
+        if number in self._open:
+            self._open[number] = now
 
     def rate(self, now: float) -> float:
         """Attempts per second of late."""

@@ -1,10 +1,12 @@
 """The async driver: turns a call on asyncio or trio.
 
-Decides nothing; see `meshlib.core.call`. Its twin is `sync`, and the two are kept alike line by line.
+Decides nothing; see `meshlib.core.call`. Its twin is `sync`, and the two are kept alike line by line, but for what only
+a coroutine meets: when its loop was thrown away, the garbage collector may close it amid one of our locks.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -59,6 +61,10 @@ class AsyncMeshTransport(httpx.AsyncBaseTransport):
                 if again:
                     await anyio.sleep(again)
                 now = exchange.clock()
+        except GeneratorExit:
+            if reply is not None and not reply.is_over:
+                reply.let_go()
+            raise
         except BaseException as error:
             if reply is not None and not reply.is_over:
                 await reply.give_up(error)
@@ -91,6 +97,11 @@ class AsyncMeshTransport(httpx.AsyncBaseTransport):
                 exchange.restart(attempt, exchange.clock())
             connection = await self._stacks.take(exchange, attempt)
             answer = await connection.send(exchange, attempt)
+        except GeneratorExit:  # its loop was thrown away: maybe from the garbage collector, amid one of the locks
+            if connection is not None:
+                self._stacks.drop(connection)
+            exchange.cluster.orphans.append(attempt)
+            raise
         except BaseException as error:
             if connection is not None:
                 self._stacks.drop(connection)
@@ -130,6 +141,9 @@ class AsyncReply(Reply, httpx.AsyncByteStream):
         except NETWORK_ERRORS as error:
             await self.give_up(error)
             raise self.exchange.body_died(error)  # noqa: B904  # it names its cause itself
+        except GeneratorExit:
+            self.let_go()  # maybe from the garbage collector, amid one of the locks
+            raise
         except BaseException as error:
             await self.give_up(error)
             raise
@@ -137,6 +151,8 @@ class AsyncReply(Reply, httpx.AsyncByteStream):
 
     async def aclose(self) -> None:
         """The caller is done with it."""
+        if isinstance(sys.exc_info()[1], GeneratorExit):
+            self.let_go()  # httpx closes it on the way out of a coroutine that is being collected
         await self.give_up(None)
 
     async def give_up(self, error: BaseException | None) -> None:
@@ -161,6 +177,9 @@ class AsyncReply(Reply, httpx.AsyncByteStream):
                 if self.is_enough(size):
                     return
             self.kept = kept
+        except GeneratorExit:
+            self.let_go()
+            raise
         except Exception:
             pass  # whatever it was: the answer was on its way out, and its body is lost with it
         finally:

@@ -160,6 +160,15 @@ class Race:
                 self._exchange.lose(side.attempt, self._exchange.clock())
                 self._interrupt(side)
 
+    def _forsake(self, side: Side) -> None:
+        """Give it up from a finalizer, which may run while this very thread holds one of the locks."""
+        if side.reply is not None and not side.reply.is_over:
+            side.reply.let_go()
+        elif not side.is_over:
+            side.is_over = True
+            self._discard(side)
+            self._exchange.cluster.orphans.append(side.attempt)
+
     def _discard(self, side: Side) -> None:
         """Close a connection that it holds."""
         connection, side.connection = side.connection, None

@@ -60,6 +60,10 @@ class AsyncRace(Race):
             loop: Any = running_loop()
             await (self._on_asyncio(loop) if on_asyncio(loop) else self._on_trio())
             reply, again = self._decided()
+        except GeneratorExit:  # its loop was thrown away: maybe from the garbage collector, amid one of the locks
+            for side in self._sides:
+                self._forsake(side)
+            raise
         finally:
             for spare in self._leave(reply):
                 await spare.give_up(None)
@@ -91,6 +95,9 @@ class AsyncRace(Race):
                 if not side.is_over:
                     side.connection = connection = await self._stacks.take(exchange, attempt)
                     answer = await connection.send(exchange, attempt)
+        except GeneratorExit:
+            self._forsake(side)
+            raise
         except BaseException as error:
             self._broke(side, error)
             if isinstance(error, anyio.get_cancelled_exc_class()):
