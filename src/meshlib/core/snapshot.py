@@ -26,11 +26,13 @@ class NodeSnapshot:
         why: why it is eligible or not.
         in_flight: attempts whose response has not ended.
         attempts: attempts ever made.
-        failures: those that ended badly.
-        ewma: weighted latency in seconds, 0 until the first answer.
+        failures: those that ended badly. A 429, a cancelled one and others that say nothing of the node are not among
+            them, and neither are slow answers, though `Breaker.slow_call` may count those.
+        ewma: what balancers know of its latency, in seconds: a peak counts in full and fades, a failure counts as the
+            balancer's `penalty`, if it has one. 0 until the first answer.
         weight: what the balancer works with.
-        rate: attempts per second of late.
-        p50, p99: quantiles of the last latencies in seconds, None until there is one.
+        rate: attempts per second, of some ten seconds: it rises from 0, and is too low in the first 30.
+        p50, p99: quantiles of the last 256 latencies in seconds, those of failures too; None until there is one.
     """
 
     endpoint: str
