@@ -18,7 +18,7 @@ from meshlib.core.breaker import UNHEARD
 from meshlib.core.cluster import CROWD, MOMENT
 from meshlib.core.node import Node
 from meshlib.core.report import Attempt
-from meshlib.core.view import View
+from meshlib.core.view import Levels, View
 
 
 @dataclass(frozen=True)
@@ -789,8 +789,28 @@ def test_the_steps_of_many_ramps_share_a_view() -> None:
 # The rest
 
 
+@pytest.mark.parametrize("balancer", [PeakEwma(), LeastRequest(), RoundRobin(), Random(), ConsistentHash()], ids=repr)
+def test_B3_in_panic_calls_go_to_those_that_are_well_rather_than_to_the_others(balancer: Any) -> None:
+    stage = Stage(3, rng=random.Random(5), balancer=balancer)
+    fail(stage, 1, 2)
+    assert panics(stage)
+    assert [node.effective_weight for node in stage.nodes] == [0.1, 0.1, 1.0]
+    calls = [stage.call(key=str(number)) for number in range(400)]
+    places = [str(attempt.endpoint)[:8] for call in calls if (attempt := call.begin(stage.clock()))]
+    least = 200 if isinstance(balancer, LeastRequest) else 300  # that one evens out what is in flight, by weight
+    assert least < places.count("10.0.0.3") < 400
+
+
+def test_B3_where_nobody_is_well_all_keep_their_weight() -> None:
+    stage = Stage(1)
+    fail(stage, 1)
+    assert panics(stage)
+    assert stage.nodes[0].effective_weight == 1.0
+
+
 def test_a_view_without_nodes_offers_none() -> None:
-    view = View.build((), Service("orders", ["10.0.0.1:80"]), random.Random(1), "", 1000.0)
+    service = Service("orders", ["10.0.0.1:80"])
+    view = View.build((), Levels.of((), service), service, random.Random(1), "", 1000.0)
     assert list(view.candidates(1000.0, None)) == []
     assert (view.offered, view.ejected, view.panic) == ((), (), False)
 

@@ -22,7 +22,7 @@ from meshlib.core.node import Node, remembering
 from meshlib.core.report import Attempt
 from meshlib.core.snapshot import NodeSnapshot, ServiceSnapshot
 from meshlib.core.throttle import Shedder
-from meshlib.core.view import View, most_ejected
+from meshlib.core.view import Levels, View, most_ejected
 from meshlib.endpoint import Endpoint, Place
 
 if TYPE_CHECKING:
@@ -35,6 +35,10 @@ SHOWN = 5
 
 HURRY = 15.0
 """Seconds to the next probe of a node, at most, while calls run on a level below it (rule B2)."""
+
+SPARED = 0.1
+"""The share of its weight that a node which is not healthy has in panic, as at the beginning of a ramp (rule B3: the
+balancer still steers)."""
 
 CROWD = 100
 """Nodes from which on changes of their health and steps of their ramps share a view, if they come within a moment."""
@@ -109,7 +113,7 @@ class Cluster:
         self.doubted: set[str] = set()
         self.in_flight = self.panics = self.keyless = self.cut_short = 0
         self.changes_at, self._built_at = inf, -inf
-        self.view = View.build((), service, rng, zone, 0.0)
+        self.view = View.build((), Levels.of((), service), service, rng, zone, 0.0)
 
     def publish(self, endpoints: Sequence[Endpoint], source: str, now: float) -> list[Place]:
         """Take over a set of endpoints; places that stay keep their node.
@@ -251,12 +255,14 @@ class Cluster:
 
     def _build(self, nodes: dict[Place, Node], now: float) -> None:
         """Swap in a view of these nodes."""
+        levels = Levels.of(tuple(nodes.values()), self.service)
         with self.lock:
             for node in nodes.values():
-                node.effective_weight = node.endpoint.weight * node.breaker.share(now)
+                share = SPARED if node in levels.spared else node.breaker.share(now)
+                node.effective_weight = node.endpoint.weight * share
             was, self.changes_at = self.changes_at, inf  # until something changes while we build
         try:  # a balancer may take long, while calls go on
-            view = View.build(tuple(nodes.values()), self.service, self.rng, self._zone, now)
+            view = View.build(tuple(nodes.values()), levels, self.service, self.rng, self._zone, now)
         except BaseException:  # the user's may raise
             self.changes_at = was
             raise

@@ -99,6 +99,11 @@ class Node:
         return self.breaker.state == "closed" and self.health is not False
 
     @property
+    def is_healthy(self) -> bool:
+        """Whether they have nothing against it, not even that it would be ejected, had not too many been."""
+        return self.breaker.is_healthy and self.health is not False
+
+    @property
     def is_waiting(self) -> bool:
         """Whether its first check is still to come, and to be waited for."""
         return self.awaits_check and self.health is None

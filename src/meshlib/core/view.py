@@ -67,6 +67,33 @@ class Level(NamedTuple):
         return not any(priority > self.priority for priority in good) if self.priority in good else not good
 
 
+class Levels(NamedTuple):
+    """All levels.
+
+    Attributes:
+        order: in which they are called.
+        panicking: the priorities of those in panic.
+        spared: the nodes of these that are not healthy, where others are. They are called, but seldom: a balancer that
+            goes by no errors would send most calls to them, as they have the fewest in flight.
+    """
+
+    order: Sequence[Level]
+    panicking: frozenset[int]
+    spared: frozenset[Node]
+
+    @classmethod
+    def of(cls, nodes: Sequence[Node], service: Service) -> Levels:
+        """What the nodes of a service come to."""
+        by_priority: dict[int, list[Node]] = {}
+        for node in nodes:
+            by_priority.setdefault(node.endpoint.priority, []).append(node)
+        levels = [Level.of(priority, by_priority[priority]) for priority in sorted(by_priority)]
+        order = sorted(levels, key=lambda level: level.sure < service.min_healthy)
+        panicking = [level for level in order if level.panics(order, service)]
+        spared = (node for level in panicking if level.healthy for node in level.nodes if not node.is_healthy)
+        return cls(order, frozenset(level.priority for level in panicking), frozenset(spared))
+
+
 @dataclass(frozen=True, slots=True)
 class View:
     """One snapshot of a service.
@@ -94,36 +121,35 @@ class View:
     until: float = inf
 
     @classmethod
-    def build(cls, nodes: tuple[Node, ...], service: Service, rng: Rng, zone: str, now: float) -> View:
+    def build(cls, nodes: tuple[Node, ...], levels: Levels, service: Service, rng: Rng, zone: str, now: float) -> View:
         """Prepare the service's balancer for these nodes, level by level, and within a level for `zone` first.
 
         Args:
             nodes: with their effective weights of now.
+            levels: what they come to.
             service: whose they are.
             rng: the only source of chance.
             zone: where this process is; empty if that does not count.
             now: the time.
         """
-        levels = _in_order(nodes, service.min_healthy)
-        panicking = {level.priority for level in levels if level.panics(levels, service)}
         orders: list[Candidates] = []
         offered: list[Node] = []
-        for level in levels:
-            panics = level.priority in panicking
+        for level in levels.order:
+            panics = level.priority in levels.panicking
             pool = level.nodes if panics else level.usable
             if pool:
                 orders.append(_order(level, pool, service.balancer, rng, "" if panics else zone))
                 offered += pool
-        called = levels[0].priority if levels else 0
+        called = levels.order[0].priority if levels.order else 0
         return cls(
             nodes,
             _with_room(_one_by_one(orders), service.limit),
             type(service.balancer).__name__,
             tuple(offered),
             tuple(node for node in nodes if node.is_ejected and node.endpoint.priority <= called),
-            frozenset(node for level in levels if level.priority in panicking for node in level.nodes),
+            frozenset(node for level in levels.order if level.priority in levels.panicking for node in level.nodes),
             called,
-            called in panicking,
+            called in levels.panicking,
             min((node.breaker.next_step(now) for node in nodes), default=inf),
         )
 
@@ -134,15 +160,6 @@ def most_ejected(count: int, share: float) -> int:
     A caller that ejects on local evidence must not send everybody to the survivors.
     """
     return min(count - 1, max(1, int(count * share)))
-
-
-def _in_order(nodes: Sequence[Node], min_healthy: int) -> list[Level]:
-    """The levels in the order in which they are called."""
-    by_priority: dict[int, list[Node]] = {}
-    for node in nodes:
-        by_priority.setdefault(node.endpoint.priority, []).append(node)
-    levels = [Level.of(priority, by_priority[priority]) for priority in sorted(by_priority)]
-    return sorted(levels, key=lambda level: level.sure < min_healthy)
 
 
 def _order(level: Level, pool: Sequence[Node], balancer: Balancer, rng: Rng, zone: str) -> Candidates:
