@@ -306,7 +306,7 @@ def test_a_health_check_is_a_frozen_value(path: str) -> None:
 def test_a_health_checks_path_must_be_one(path: Any) -> None:
     (said,) = faults_of(HealthCheck, path)
     got = repr(path) if isinstance(path, str) else type(path).__name__
-    assert said == f"healthcheck.path: must be a path, for example '/healthz', got {got}"
+    assert said == f"healthcheck.path: must be a path without spaces and '#', for example '/healthz', got {got}"
 
 
 def test_a_health_checks_faults_are_all_told() -> None:

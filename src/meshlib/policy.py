@@ -204,7 +204,8 @@ class Limit(_Checked):
     """How many calls may be in flight at once. One more is refused at once, with `Overloaded`; none waits in a queue.
 
     Args:
-        max_in_flight: calls to the service, from their start to the end of their bodies. Required.
+        max_in_flight: calls to the service, from their start to the end of their bodies. Required. A call counts by its
+            attempts that are under way: a backup request is one more, and a call that waits for its retry is none.
         per_endpoint: attempts on one endpoint; one that has so many is not chosen. Default None: no such limit.
 
     Raises:
@@ -246,7 +247,9 @@ class HealthCheck(_Checked):
         faults = []
         if not isinstance(self.path, str) or not _PATH.match(self.path) or "#" in self.path:
             shown = repr(self.path.partition("?")[0]) if isinstance(self.path, str) else type(self.path).__name__
-            faults.append(Fault("healthcheck.path", f"must be a path, for example '/healthz', got {shown}"))
+            faults.append(
+                Fault("healthcheck.path", f"must be a path without spaces and '#', for example '/healthz', got {shown}")
+            )
         check(self, faults)
         if not isinstance(self.expect, range):
             object.__setattr__(self, "expect", frozenset(self.expect))

@@ -169,7 +169,7 @@ def _timeout(value: Any) -> str | None:
     if isinstance(value, Timeout):
         return None
     wrong = number(above=0)(value)
-    return wrong and f"{wrong} of seconds, or a Timeout"
+    return wrong and f"{wrong} (seconds), or a Timeout"
 
 
 def _key(value: Any) -> str | None:
@@ -200,6 +200,10 @@ def checked(given: Mapping[str, Any], where: str) -> Mapping[str, Any]:
     Raises:
         TypeError, ConfigError: see `options`.
     """
+    if not isinstance(given, Mapping):
+        raise TypeError(
+            f"{where} must be a dict of options, for example {{'timeout': 2.0}}, got {type(given).__name__}"
+        )
     if unknown := [name for name in given if name not in OPTIONS]:
         raise TypeError(f"{where} has no option {unknown[0]!r}; known: {', '.join(OPTIONS)}")
     faults = [

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from scripted import OK, Stage, broke
 
-from meshlib import Breaker, Budget, Mesh, Retry, Service, Timeout
+from meshlib import Breaker, Budget, Mesh, Retry, Service, Throttle, Timeout
 from meshlib.core.outcome import End
 from meshlib.testing import ManualClock
 
@@ -30,7 +30,7 @@ def test_the_defaults_raise_no_doubt() -> None:
         ({"timeout": Timeout(total=5.0, attempt=5.0)}, []),
         ({"retry": Retry(budget=Budget(capacity=13))}, ["retry.budget"]),
         ({"retry": Retry(budget=Budget(capacity=14))}, []),
-        ({"retry": Retry(budget=Budget(capacity=1), max_attempts=1)}, []),
+        ({"retry": Retry(budget=Budget(capacity=1), max_attempts=1)}, ["retry.budget"]),
     ],
 )
 def test_settings_that_cannot_go_together(settings: dict[str, Any], about: list[str]) -> None:
@@ -72,6 +72,15 @@ def test_calls_whose_first_attempt_takes_all_their_time() -> None:
     alone = Stage(1, timeout=Timeout(attempt=0.5))
     alone.play([TIMEOUT], total=0.5)
     assert said(alone) == [], "there is no other endpoint"
+
+
+def test_a_throttle_that_refuses_says_so() -> None:
+    for enforce, words in ((True, "are refused for overload, 0 so far"), (False, "would be refused as overload")):
+        stage = Stage(1, throttle=Throttle(enforce=enforce))
+        for _ in range(40):
+            stage.cluster.shedder.overloaded(stage.clock())
+        assert said(stage) == ["throttle"]
+        assert words in stage.cluster.snapshot(stage.clock()).warnings[0]
 
 
 def test_each_doubt_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:

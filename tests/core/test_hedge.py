@@ -118,6 +118,11 @@ def shedding(stage: Stage) -> Stage:
     return stage
 
 
+def with_tokens(stage: Stage, tokens: float) -> Stage:
+    stage.cluster.bucket.tokens = tokens
+    return stage
+
+
 def raced(stage: Stage, **how: Any) -> tuple[Call, Attempt, Attempt]:
     """A call whose first attempt is 0.05 s old, and has a backup."""
     call = stage.call(**how)
@@ -163,10 +168,18 @@ def test_only_the_first_attempt_is_hedged_and_only_where_it_was_asked_for() -> N
         stage_of(1),
         stage_of(2, retry=Retry(budget=Budget(capacity=13))),
         stage_of(2, hedge=Hedge()),
+        with_tokens(stage_of(2), 249),
         stage_of(2, limit=Limit(1)),
         shedding(stage_of(2)),
     ],
-    ids=["no other endpoint", "no money", "beyond the share", "at the limit", "overloaded"],
+    ids=[
+        "no other endpoint",
+        "no money",
+        "beyond the share",
+        "less than half of the budget",
+        "at the limit",
+        "overloaded",
+    ],
 )
 def test_there_may_be_no_backup(stage: Stage) -> None:
     tokens = stage.tokens

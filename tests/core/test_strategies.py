@@ -229,7 +229,7 @@ async def later(state: Any) -> Any:
     ("name", "strategy", "said"),
     [
         *(("wait", Asked(value), "must be") for value in (None, -0.1, float("nan"), "1")),
-        ("wait", lambda state: later(state), "must be a finite number of seconds"),
+        ("wait", lambda state: later(state), r"must be a finite number \(seconds\)"),
         ("stop", lambda state: later(state), "must not be async"),
         ("on", lambda state: later(state), "must not be async"),
     ],

@@ -606,7 +606,7 @@ def test_an_unknown_option_is_a_type_error_that_names_the_known_ones() -> None:
         ({"timeout": -1.0}, "timeout: must be > 0"),
         ({"timeout": float("nan")}, "timeout: must be a finite number"),
         ({"timeout": float("inf")}, "timeout: must be a finite number"),
-        ({"timeout": "2"}, "timeout: must be a finite number of seconds, or a Timeout, got '2'"),
+        ({"timeout": "2"}, "timeout: must be a finite number (seconds), or a Timeout, got '2'"),
         ({"timeout": True}, "timeout: must be a finite number"),
         ({"idempotent": "yes"}, "idempotent: must be True or False, got 'yes'"),
         ({"idempotent": 1}, "idempotent: must be True or False"),
@@ -753,3 +753,11 @@ def test_the_callers_request_is_left_as_it_was(colour: Colour, upstream: Upstrea
         assert str(response.url) == "http://orders/"
 
     colour.run(mesh_of(upstream), script)
+
+
+def test_what_a_request_brings_must_be_a_dict(upstream: Upstream) -> None:
+    with (
+        mesh_of(upstream).client("orders") as client,
+        pytest.raises(TypeError, match=r"must be a dict of options, .* int"),
+    ):
+        client.get("/", extensions={"meshlib": 5})

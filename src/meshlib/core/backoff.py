@@ -102,5 +102,5 @@ def _seconds(answer: Any) -> float:
     if wrong := number(at_least=0)(answer):
         if inspect.iscoroutine(answer):
             answer.close()
-        raise ValueError(f"Retry(wait=...) returned {answer!r}: {wrong} of seconds")
+        raise ValueError(f"Retry(wait=...) returned {answer!r}: {wrong} (seconds)")
     return float(answer)

@@ -293,8 +293,10 @@ class Call:
         if hedging is None or deadline <= now:
             return None
         with cluster.lock:
-            # A service that sheds calls, or has as many as it may, needs a second request for one of them least of all.
+            # A service that sheds calls, or has as many as it may, needs a second request for one of them least of all;
+            # and half of the budget is kept for those that would fail without it.
             has_room = not cluster.shedder.is_awake and cluster.in_flight < cluster.most
+            has_room = has_room and cluster.bucket.tokens >= cluster.bucket.capacity / 2
             node = self._well_and_untried(now) if has_room and hedging.is_affordable else None
             if node is None or not (paid := cluster.bucket.pay(throttled=False)):
                 return None

@@ -201,7 +201,8 @@ class Cluster:
         if not self.is_known:
             return f"its endpoints are not known yet{said}"
         if self._nodes:
-            return "no endpoint is to be called now"
+            shown = [f"{each.endpoint}: {each.why}" for each in self.snapshot(now).nodes[:SHOWN]]
+            return f"no endpoint is to be called now ({'; '.join(shown)})"
         return f"it has no endpoint, as of {now - self._known_at:.0f} s ago{said or f' ({self.source})'}"
 
     def record(self, node: Node, permit: int, success: bool | None, now: float) -> None:
@@ -343,4 +344,10 @@ class Cluster:
     def doubts(self, now: float) -> list[Doubt]:
         """What people should know of the settings in the light of the traffic."""
         seconds = now - self._known_since if self.is_known else 0.0
-        return list(doubts_about(self.service, self.view.nodes, Traffic(seconds, self.keyless, self.cut_short)))
+        return list(
+            doubts_about(
+                self.service,
+                self.view.nodes,
+                Traffic(seconds, self.keyless, self.cut_short, self.shedder.in_words(now)),
+            )
+        )

@@ -26,11 +26,13 @@ class Traffic(NamedTuple):
         seconds: since its endpoints are known.
         keyless: calls that brought no key to a balancer that goes by one.
         cut_short: calls that came to their deadline in their first attempt, since that might have taken longer.
+        shed: what the throttle has to say, in words; empty if it lets all calls in.
     """
 
     seconds: float
     keyless: int
     cut_short: int
+    shed: str
 
 
 class Doubt(NamedTuple):
@@ -49,6 +51,8 @@ def doubts_about(service: Service, nodes: Sequence[Node], traffic: Traffic) -> I
         traffic: what they have met.
     """
     yield from _of_settings(service)
+    if traffic.shed:
+        yield Doubt("throttle", traffic.shed)
     if traffic.keyless:
         yield Doubt("balancer.key", f"{_calls(traffic.keyless)} had no hash key")
     if isinstance(service.balancer, ConsistentHash):
@@ -70,10 +74,11 @@ def _of_settings(service: Service) -> Iterator[Doubt]:
             f"timeout.attempt, {timeout.attempt:g} s, is longer than timeout.total, {timeout.total:g} s: "
             "an endpoint that hangs takes the whole call",
         )
-    if budget.capacity < budget.retry_cost and service.retry.max_attempts > 1:
+    if budget.capacity < budget.retry_cost:
         yield Doubt(
             "retry.budget",
-            f"retry.budget holds {budget.capacity:g} and a retry costs {budget.retry_cost:g}: there will never be one",
+            f"retry.budget holds {budget.capacity:g} and an extra attempt costs {budget.retry_cost:g}: there will be no "
+            "retry, no failover and no backup",
         )
 
 

@@ -130,6 +130,14 @@ class Shedder:
             return 0.0
         return min(MOST, unaccepted / (max(requests, ENOUGH) - FORGIVEN))
 
+    def in_words(self, now: float) -> str:
+        """What it does now and has done, for people; empty while it lets all calls in."""
+        if not (share := self.share(now)):
+            return ""
+        if not self._settings.enforce:
+            return f"throttle: {share:.0%} of the calls would be refused as overload, {self.would_refuse} so far"
+        return f"throttle: {share:.0%} of the calls are refused for overload, {self.refused} so far"
+
     def _count(self, now: float, accepts: float) -> None:
         """Let fade what is remembered, unless it is little, and add a request to it."""
         requests, elapsed = self._requests, now - self._counted_at
