@@ -242,6 +242,19 @@ def test_B2_an_ejected_node_that_no_probe_learns_of_does_not_get_every_call(in_v
     assert places == [[1]] * 2 + [[2]] * 8
 
 
+def test_calls_do_not_look_at_every_ejected_node(monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = Stage(20)
+    stage.eject(*range(1, 11))
+    looked: list[Node] = []
+    is_due = Node.is_due
+    monkeypatch.setattr(Node, "is_due", lambda node, now: looked.append(node) or is_due(node, now))
+    for _ in range(50):
+        stage.play([OK])
+    assert len(looked) == 10, "all of them once, after the view was built"
+    stage.clock.advance(2.0)
+    assert [stage.play([OK]).attempts[0].why for _ in range(11)] == ["probe"] * 10 + ["InOrder"]
+
+
 def test_no_endpoint_no_attempt() -> None:
     stage = Stage(1)
     stage.publish()

@@ -358,10 +358,14 @@ class Call:
         Balancers would come to it late: they remember its failures. It is better made by a call that can go on to
         another endpoint when it fails, so the others leave it to those for a while.
         """
-        due = now if self.repeatable else now - RESERVED
+        due, soonest = now if self.repeatable else now - RESERVED, inf
+        if due < self.cluster.probes_at:
+            return None
         for node in view.ejected:
             if node.is_due(due) and (attempt := self._attempt_at(node, "probe", now, deadline)) is not None:
                 return attempt
+            soonest = min(soonest, node.breaker.next_probe_at)
+        self.cluster.probes_at = soonest
         return None
 
     def _attempt_at(self, node: Node, why: str, now: float, deadline: float) -> Attempt | None:

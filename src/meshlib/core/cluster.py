@@ -70,6 +70,8 @@ class Cluster:
         is_known: whether there was a first answer, which may have been that there is no endpoint.
         warnings: what people should know of the endpoints and where they come from.
         changes_at: when the view is to be built anew; see `refresh`.
+        probes_at: no ejected node of the view is due for a probe before; where many are, nobody looks at each for each
+            call.
         shedder: what the throttle has heard.
         most, most_each: attempts that may be in flight at once, in all and on one node.
         slow_call: seconds after which an answer counts as a failure.
@@ -109,6 +111,7 @@ class Cluster:
         self.doubted: set[str] = set()
         self.in_flight = self.panics = self.keyless = self.cut_short = 0
         self.changes_at, self._built_at = inf, -inf
+        self.probes_at = -inf
         self.view = View.build((), service, rng, zone, 0.0)
 
     def publish(self, endpoints: Sequence[Endpoint], source: str, now: float) -> list[Place]:
@@ -206,6 +209,8 @@ class Cluster:
         was, was_healthy = breaker.state, breaker.is_healthy
         if breaker.record(permit, success, now, partial(self._may_eject, node, now), self.rng):
             self._has_turned(node, was, now)
+        if was != "closed":
+            self.probes_at = -inf  # its next one may come at once
         if breaker.is_healthy != was_healthy:
             self._change(now)
 
@@ -269,6 +274,7 @@ class Cluster:
             self.changes_at = min(self.changes_at, self._soonest(view.until))
             for node in view.ejected:
                 self._hurry(node, now)
+            self.probes_at = -inf
 
     def _change(self, now: float) -> None:
         """The view is to be built anew. Under the lock."""
@@ -300,6 +306,7 @@ class Cluster:
         else:
             self._ejected[priority] += was == "closed"
             self._hurry(node, now)
+            self.probes_at = -inf
 
     def _hurry(self, node: Node, now: float) -> None:
         """While calls run on a level below it, a node is not left alone for long. Under the lock."""
