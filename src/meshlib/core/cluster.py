@@ -323,16 +323,19 @@ class Cluster:
             node.forget_open()
 
     def snapshot(self, now: float) -> ServiceSnapshot:
-        """The state of the service as frozen values."""
+        """The state of the service as frozen values. Calls go on meanwhile: there may be thousands of nodes."""
         self.refresh(now)
+        view = self.view
+        offered, nodes = set(view.offered), []
         with self.lock:
             self.collect_orphans()
-            view = self.view
-            offered = set(view.offered)
-            nodes = tuple(NodeSnapshot.of(node, node in offered, node in view.panicking, now) for node in view.nodes)
+        for node in view.nodes:
+            with self.lock:
+                nodes.append(NodeSnapshot.of(node, node in offered, node in view.panicking, now))
+        with self.lock:
             return ServiceSnapshot(
                 name=self.service.name,
-                nodes=nodes,
+                nodes=tuple(nodes),
                 in_flight=self.in_flight,
                 panic=view.panic,
                 budget_tokens=self.bucket.tokens,
