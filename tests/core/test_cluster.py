@@ -16,7 +16,6 @@ from scripted import LOST, OK, REFUSED, UNAVAILABLE, Stage, Step, answer, broke
 from meshlib import Breaker, Endpoint, LeastRequest, Service
 from meshlib.core.cluster import Cluster
 from meshlib.core.outcome import End
-from meshlib.core.snapshot import NodeSnapshot
 from meshlib.core.snapshot import NodeSnapshot, ServiceSnapshot, quantile
 
 
