@@ -255,6 +255,18 @@ def test_calls_do_not_look_at_every_ejected_node(monkeypatch: pytest.MonkeyPatch
     assert [stage.play([OK]).attempts[0].why for _ in range(11)] == ["probe"] * 10 + ["InOrder"]
 
 
+def test_B3_in_panic_a_retry_goes_to_an_endpoint_that_is_well_if_there_is_one() -> None:
+    stage = Stage(4)
+    stage.eject(1, 2)
+    for _ in range(5):
+        stage.cluster.record(stage.nodes[2], stage.nodes[2].breaker.generation, False, stage.clock())
+    played = stage.play([LOST, OK])
+    assert stage.cluster.view.panic
+    assert played.places == [1, 4], "or it takes three attempts, and the budget does not pay for that for long"
+    assert stage.tokens == 500
+    assert stage.play([LOST, LOST, OK]).places == [1, 4, 2], "then the others, in their order"
+
+
 def test_no_endpoint_no_attempt() -> None:
     stage = Stage(1)
     stage.publish()

@@ -77,6 +77,7 @@ class Call:
     _key: str | None = None
     _walk: Iterator[Node] = iter(())
     _walked: View | None = None
+    _well_first: View | None = None
     _counted = 1
     _paid = 0.0
     _waited = 0.0
@@ -342,6 +343,8 @@ class Call:
             self._walk, self._walked = view.candidates(now, self._key), view
         if view.ejected and not tried and (attempt := self._probe(view, now, deadline)) is not None:
             return attempt
+        if tried and view.panicking and self._well_first is not view:  # the first attempt has spared the survivors
+            self._walk, self._well_first = _well_first(self._walk), view
         for node in self._walk:
             if node in tried:
                 continue
@@ -490,3 +493,14 @@ class Call:
             node not in tried and node.in_flight < most and (node.breaker.is_eligible(now) or node in view.panicking)
             for node in chain(view.offered, view.ejected)
         )
+
+
+def _well_first(walk: Iterator[Node]) -> Iterator[Node]:
+    """The same order, but those that something speaks against come after all others."""
+    unwell = []
+    for node in walk:
+        if node.is_usable and node.breaker.is_healthy:
+            yield node
+        else:
+            unwell.append(node)
+    yield from unwell
