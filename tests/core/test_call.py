@@ -242,6 +242,31 @@ def test_B2_an_ejected_node_that_no_probe_learns_of_does_not_get_every_call(in_v
     assert places == [[1]] * 2 + [[2]] * 8
 
 
+def test_calls_do_not_look_at_every_ejected_node(monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = Stage(20)
+    stage.eject(*range(1, 11))
+    looked: list[Node] = []
+    is_due = Node.is_due
+    monkeypatch.setattr(Node, "is_due", lambda node, now: looked.append(node) or is_due(node, now))
+    for _ in range(50):
+        stage.play([OK])
+    assert len(looked) == 10, "all of them once, after the view was built"
+    stage.clock.advance(2.0)
+    assert [stage.play([OK]).attempts[0].why for _ in range(11)] == ["probe"] * 10 + ["InOrder"]
+
+
+def test_B3_in_panic_a_retry_goes_to_an_endpoint_that_is_well_if_there_is_one() -> None:
+    stage = Stage(4)
+    stage.eject(1, 2)
+    for _ in range(5):
+        stage.cluster.record(stage.nodes[2], stage.nodes[2].breaker.generation, False, stage.clock())
+    played = stage.play([LOST, OK])
+    assert stage.cluster.view.panic
+    assert played.places == [1, 4], "or it takes three attempts, and the budget does not pay for that for long"
+    assert stage.tokens == 500
+    assert stage.play([LOST, LOST, OK]).places == [1, 4, 2], "then the others, in their order"
+
+
 def test_no_endpoint_no_attempt() -> None:
     stage = Stage(1)
     stage.publish()

@@ -120,6 +120,28 @@ def test_an_orphan_is_counted_by_the_next_call_and_by_a_snapshot() -> None:
         assert stage.in_flight == 0, "counted twice"
 
 
+def test_calls_go_on_while_a_snapshot_looks_at_many_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = Stage(3)
+    taken: list[int] = []
+
+    class Counted:
+        def __enter__(self) -> None:
+            taken.append(0)
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+    def of(*args: Any) -> Any:
+        taken[-1] += 1
+        return snapshot_of(*args)
+
+    snapshot_of = NodeSnapshot.of
+    monkeypatch.setattr(NodeSnapshot, "of", of)
+    monkeypatch.setattr(stage.cluster, "lock", Counted())
+    assert len(stage.cluster.snapshot(stage.clock()).nodes) == 3
+    assert max(taken) == 1
+
+
 def test_the_lock_is_free_after_every_step_even_one_that_raises() -> None:
     stage = Stage(2)
     stage.play([REFUSED, OK])

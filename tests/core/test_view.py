@@ -246,7 +246,8 @@ def test_B3_without_panic_a_service_whose_checks_all_fail_has_nobody_to_call() -
     stage = Stage(2, breaker=Breaker(panic=0))
     check(stage, False, 1, 2)
     assert stage.call().begin(stage.clock()) is None
-    assert stage.cluster.why_empty(stage.clock()) == "no endpoint is to be called now"
+    said = "no endpoint is to be called now (10.0.0.1:80: its checks fail; 10.0.0.2:80: its checks fail)"
+    assert stage.cluster.why_empty(stage.clock()) == said
 
 
 def test_B3_a_node_refused_by_the_cap_counts_as_unhealthy() -> None:

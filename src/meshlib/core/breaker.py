@@ -100,9 +100,12 @@ class NodeBreaker:
 
     def is_eligible(self, now: float) -> bool:
         """Whether `admit` would give a permit."""
-        if self.state == "closed":
-            return True
-        return now >= (self._opens_until if self.state == "open" else self._lapses_at)
+        return self.state == "closed" or now >= self.next_probe_at
+
+    @property
+    def next_probe_at(self) -> float:
+        """From when on a call may be the probe, unless it is closed."""
+        return self._opens_until if self.state == "open" else self._lapses_at
 
     def admit(self, now: float, lapses_at: float) -> int | None:
         """Ask to use the node.

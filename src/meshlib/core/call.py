@@ -77,6 +77,7 @@ class Call:
     _key: str | None = None
     _walk: Iterator[Node] = iter(())
     _walked: View | None = None
+    _well_first: View | None = None
     _counted = 1
     _paid = 0.0
     _waited = 0.0
@@ -353,6 +354,8 @@ class Call:
             self._walk, self._walked = view.candidates(now, self._key), view
         if view.ejected and not tried and (attempt := self._probe(view, now, deadline)) is not None:
             return attempt
+        if tried and view.panicking and self._well_first is not view:  # the first attempt has spared the survivors
+            self._walk, self._well_first = _well_first(self._walk), view
         for node in self._walk:
             if node in tried:
                 continue
@@ -369,10 +372,14 @@ class Call:
         Balancers would come to it late: they remember its failures. It is better made by a call that can go on to
         another endpoint when it fails, so the others leave it to those for a while.
         """
-        due = now if self.repeatable else now - RESERVED
+        due, soonest = now if self.repeatable else now - RESERVED, inf
+        if due < self.cluster.probes_at:
+            return None
         for node in view.ejected:
             if node.is_due(due) and (attempt := self._attempt_at(node, "probe", now, deadline)) is not None:
                 return attempt
+            soonest = min(soonest, node.breaker.next_probe_at)
+        self.cluster.probes_at = soonest
         return None
 
     def _attempt_at(self, node: Node, why: str, now: float, deadline: float) -> Attempt | None:
@@ -497,3 +504,14 @@ class Call:
             node not in tried and node.in_flight < most and (node.breaker.is_eligible(now) or node in view.panicking)
             for node in chain(view.offered, view.ejected)
         )
+
+
+def _well_first(walk: Iterator[Node]) -> Iterator[Node]:
+    """The same order, but those that something speaks against come after all others."""
+    unwell = []
+    for node in walk:
+        if node.is_healthy:
+            yield node
+        else:
+            unwell.append(node)
+    yield from unwell

@@ -74,6 +74,8 @@ class Cluster:
         is_known: whether there was a first answer, which may have been that there is no endpoint.
         warnings: what people should know of the endpoints and where they come from.
         changes_at: when the view is to be built anew; see `refresh`.
+        probes_at: no ejected node of the view is due for a probe before; where many are, nobody looks at each for each
+            call.
         shedder: what the throttle has heard.
         most, most_each: attempts that may be in flight at once, in all and on one node.
         slow_call: seconds after which an answer counts as a failure.
@@ -113,6 +115,7 @@ class Cluster:
         self.doubted: set[str] = set()
         self.in_flight = self.panics = self.keyless = self.cut_short = 0
         self.changes_at, self._built_at = inf, -inf
+        self.probes_at = -inf
         self.view = View.build((), Levels.of((), service), service, rng, zone, 0.0)
 
     def publish(self, endpoints: Sequence[Endpoint], source: str, now: float) -> list[Place]:
@@ -211,6 +214,8 @@ class Cluster:
         was, was_healthy = breaker.state, breaker.is_healthy
         if breaker.record(permit, success, now, partial(self._may_eject, node, now), self.rng):
             self._has_turned(node, was, now)
+        if was != "closed":
+            self.probes_at = -inf  # its next one may come at once
         if breaker.is_healthy != was_healthy:
             self._change(now)
 
@@ -276,6 +281,7 @@ class Cluster:
             self.changes_at = min(self.changes_at, self._soonest(view.until))
             for node in view.ejected:
                 self._hurry(node, now)
+            self.probes_at = -inf
 
     def _change(self, now: float) -> None:
         """The view is to be built anew. Under the lock."""
@@ -307,6 +313,7 @@ class Cluster:
         else:
             self._ejected[priority] += was == "closed"
             self._hurry(node, now)
+            self.probes_at = -inf
 
     def _hurry(self, node: Node, now: float) -> None:
         """While calls run on a level below it, a node is not left alone for long. Under the lock."""
@@ -323,16 +330,19 @@ class Cluster:
             node.forget_open()
 
     def snapshot(self, now: float) -> ServiceSnapshot:
-        """The state of the service as frozen values."""
+        """The state of the service as frozen values. Calls go on meanwhile: there may be thousands of nodes."""
         self.refresh(now)
+        view = self.view
+        offered, nodes = set(view.offered), []
         with self.lock:
             self.collect_orphans()
-            view = self.view
-            offered = set(view.offered)
-            nodes = tuple(NodeSnapshot.of(node, node in offered, node in view.panicking, now) for node in view.nodes)
+        for node in view.nodes:
+            with self.lock:
+                nodes.append(NodeSnapshot.of(node, node in offered, node in view.panicking, now))
+        with self.lock:
             return ServiceSnapshot(
                 name=self.service.name,
-                nodes=nodes,
+                nodes=tuple(nodes),
                 in_flight=self.in_flight,
                 panic=view.panic,
                 budget_tokens=self.bucket.tokens,

@@ -77,8 +77,8 @@ def _of_settings(service: Service) -> Iterator[Doubt]:
     if budget.capacity < budget.retry_cost:
         yield Doubt(
             "retry.budget",
-            f"retry.budget holds {budget.capacity:g} and an extra attempt costs {budget.retry_cost:g}: there will be no "
-            "retry, no failover and no backup",
+            f"retry.budget holds {budget.capacity:g} and an extra attempt costs {budget.retry_cost:g}: there will be "
+            "no retry, no failover and no backup",
         )
 
 

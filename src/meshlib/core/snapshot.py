@@ -1,4 +1,4 @@
-"""What a service looks like at one instant, as frozen values.
+"""What a service looks like, as frozen values: each node at one instant.
 
 Decides the shape that people, status pages and tests read. It never changes anything and keeps no reference to live
 state.
