@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.once
+
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 TINY = ("--calls", "50", "--rounds", "1", "--seconds", "0.01")
 

@@ -15,6 +15,8 @@ import pytest
 
 from meshlib import Breaker, Retry
 
+pytestmark = pytest.mark.once
+
 ROOT = Path(__file__).parents[1]
 TURN = {"round": 0, "fault": "none", "failed": 0, "slow": 0, "p99": 0.1, "client": 700e-6, "sidecar": 0.0}
 

@@ -22,6 +22,8 @@ from meshlib.cli import demo, main, verdict
 from meshlib.cli.faults import Death, schedule
 from meshlib.cli.load import Record, Visit
 
+pytestmark = pytest.mark.once
+
 BOUND = 60.0
 SMALL = ("--calls", "100", "--concurrency", "8")
 HEADINGS = "endpoint +state +process +in flight +calls +failures +p50 ms +p99 ms"

@@ -18,6 +18,8 @@ from meshlib.cli import findings, main
 from meshlib.discovery import file
 from packages import install
 
+pytestmark = pytest.mark.once
+
 COMMAND = (sys.executable, "-m", "meshlib.cli", "resolve")
 BOUND = 60.0
 

@@ -20,6 +20,8 @@ import pytest
 
 from meshlib import LeastRequest, PeakEwma, RoundRobin
 
+pytestmark = pytest.mark.once
+
 ROOT = Path(__file__).parents[1]
 SEEDS = (1, 2, 3)
 

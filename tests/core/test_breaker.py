@@ -15,6 +15,8 @@ from scripted import PROPERTY, Draws
 from meshlib import Breaker
 from meshlib.core.breaker import NodeBreaker
 
+pytestmark = pytest.mark.once
+
 LAPSE = 10.0
 """Seconds after which a probe of these tests has lapsed."""
 

@@ -14,6 +14,8 @@ from scripted import LOST, OK, PROPERTY, REFUSED, UNAVAILABLE, Stage, Step
 from meshlib import Budget, LeastRequest
 from meshlib.core.budget import Bucket
 
+pytestmark = pytest.mark.once
+
 
 def test_B1_a_full_bucket_pays_35_retries() -> None:
     bucket = Bucket(Budget())

@@ -16,6 +16,8 @@ from scripted import Stage
 
 from meshlib import Breaker, Endpoint, LeastRequest, Random
 
+pytestmark = pytest.mark.once
+
 OF_A_LEVEL = 100
 """Endpoints of each level in the examples, which speak of percentages."""
 

@@ -16,6 +16,8 @@ from meshlib import ConfigError, Endpoint, LeastRequest, PeakEwma, RoundRobin
 from meshlib.core.node import Node
 from meshlib.testing import BalancerHarness
 
+pytestmark = pytest.mark.once
+
 A, B, C = ADDRESSES = ["10.0.0.1:80", "10.0.0.2:80", "10.0.0.3:80"]
 a, b, c = (Endpoint.parse(each) for each in ADDRESSES)
 OURS: list[Any] = [PeakEwma(), LeastRequest(), RoundRobin()]

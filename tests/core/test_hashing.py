@@ -23,6 +23,8 @@ from meshlib import Breaker, ConsistentHash, Endpoint, PeakEwma
 from meshlib.core.balance.ring import Ring, ring_of
 from meshlib.core.node import Node
 
+pytestmark = pytest.mark.once
+
 PAGE = Path(__file__).parents[2] / "docs" / "balancing.md"
 SCHEMES = ("rendezvous", "ring")
 KEYS = [f"user-{number}" for number in range(20_000)]

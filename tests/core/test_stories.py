@@ -16,6 +16,8 @@ from story import START, Story
 from meshlib import Breaker, ConsistentHash, LeastRequest, PeakEwma, Random, RoundRobin, Timeout
 from meshlib.core.outcome import End
 
+pytestmark = pytest.mark.once
+
 BALANCERS = [PeakEwma(), LeastRequest(), RoundRobin(), Random(), ConsistentHash()]
 EVERY_BALANCER = pytest.mark.parametrize("balancer", BALANCERS, ids=lambda each: type(each).__name__)
 

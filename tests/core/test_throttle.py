@@ -15,6 +15,8 @@ from stall import Stall
 from meshlib import Throttle
 from meshlib.core.throttle import MOST, Shedder
 
+pytestmark = pytest.mark.once
+
 RATES = pytest.mark.parametrize("rate", [2, 50, 5000])
 
 
