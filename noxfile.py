@@ -32,7 +32,7 @@ def install(session: nox.Session, project: str, *groups: str) -> None:
 def tests(session: nox.Session) -> None:
     """Run pytest in three processes; arguments after `--` go to it."""
     install(session, ".[cli]", "test")
-    # What a real component answers, or a seeded simulation shows, is the same on every Python. nox's own is always there.
+    # What a real component answers, or a seeded simulation shows, is the same on every Python: nox's own shows it.
     marked = [] if session.python == OWN_PYTHON else ["-m", "not component and not once"]
     # Most tests wait, for a server or a clock, so there may be more of them than cores.
     session.run("pytest", "--numprocesses=3", *marked, *session.posargs)

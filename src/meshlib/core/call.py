@@ -16,7 +16,7 @@ told to `lose`.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
-from itertools import chain
+from itertools import chain, islice
 from math import inf
 
 from meshlib.core.backoff import Evidence, advised, delay_before, is_asked_for
@@ -49,6 +49,9 @@ goes off so late was kept by a blocked event loop, or by a machine that was susp
 
 RESERVED = 5.0
 """Seconds that a probe which is due waits for a call that may be repeated, before another has to make it."""
+
+FEW = 32
+"""Nodes among which a retry looks for one that is well: where there are thousands, maybe none of them is."""
 
 LAPSE = 1.0
 """Seconds after its deadline at which an attempt that never reported is taken for lost."""
@@ -507,11 +510,11 @@ class Call:
 
 
 def _well_first(walk: Iterator[Node]) -> Iterator[Node]:
-    """The same order, but those that something speaks against come after all others."""
+    """The same order, but of the next few those that something speaks against come last."""
     unwell = []
-    for node in walk:
+    for node in islice(walk, FEW):
         if node.is_healthy:
             yield node
         else:
             unwell.append(node)
-    yield from unwell
+    yield from chain(unwell, walk)

@@ -211,11 +211,11 @@ class Cluster:
     def record(self, node: Node, permit: int, success: bool | None, now: float) -> None:
         """Tell a node's breaker a verdict. Under the lock."""
         breaker = node.breaker
-        was, was_healthy = breaker.state, breaker.is_healthy
+        was, was_healthy, is_probe = breaker.state, breaker.is_healthy, permit == breaker.generation
         if breaker.record(permit, success, now, partial(self._may_eject, node, now), self.rng):
             self._has_turned(node, was, now)
-        if was != "closed":
-            self.probes_at = -inf  # its next one may come at once
+        if is_probe and was == "half_open":
+            self.probes_at = -inf  # the next one may come at once
         if breaker.is_healthy != was_healthy:
             self._change(now)
 
