@@ -16,17 +16,20 @@
     { key: "rate", heading: "per s", value: (node) => node.rate, show: few },
     { key: "p50", heading: "p50 ms", value: (node) => node.p50, show: milliseconds },
     { key: "p99", heading: "p99 ms", value: (node) => node.p99, show: milliseconds },
-    { key: "latency", heading: "last minute, p50 p99" },
+    { key: "latency", heading: "last minute" },
     { key: "attempts", heading: "attempts", value: (node) => node.attempts, show: count },
     { key: "failures", heading: "failures", value: (node) => node.failures, show: count },
   ];
 
+  // Made once: a number's own toLocaleString makes one for every number.
+  const [whole, tenths] = [0, 1].map((digits) => new Intl.NumberFormat("en", { maximumFractionDigits: digits }));
+
   function few(number) {
-    return number.toLocaleString("en", { maximumFractionDigits: number < 10 ? 1 : 0 });
+    return (number < 10 ? tenths : whole).format(number);
   }
 
   function count(number) {
-    return number.toLocaleString("en");
+    return whole.format(number);
   }
 
   function milliseconds(seconds) {
@@ -64,6 +67,16 @@
 
   const view = { find: "", only: false, sort: "", down: false };
 
+  // Pictures are drawn of the rows that are in sight, or a thousand of them would keep a core busy.
+  const rows = new WeakMap();
+  const watcher = new IntersectionObserver((changes) => {
+    for (const { target, isIntersecting } of changes) {
+      const row = rows.get(target);
+      row.isInSight = isIntersecting;
+      row.draw();
+    }
+  });
+
   // One row. What has not changed is not touched, or a thousand of them would flicker.
   class Row {
     constructor() {
@@ -83,6 +96,15 @@
       this.picture.setAttribute("aria-hidden", "true");
       this.p50 = shape("path", "p50", this.picture);
       this.p99 = shape("path", "p99", this.picture);
+      this.slowestOfAll = 0;
+      this.isInSight = false;
+      rows.set(this.line, this);
+      watcher.observe(this.line);
+    }
+
+    remove() {
+      watcher.unobserve(this.line);
+      this.line.remove();
     }
 
     take(node) {
@@ -99,7 +121,8 @@
       return !(view.only && this.node.eligible) && this.node.endpoint.includes(view.find);
     }
 
-    show(slowest) {
+    show(slowestOfAll) {
+      this.slowestOfAll = slowestOfAll; // one scale for all rows of a table, so that they can be compared
       this.line.hidden = !this.isWanted;
       if (this.line.hidden) return;
       for (const { key, value, show } of COLUMNS) {
@@ -112,20 +135,18 @@
           if (key === "eligible") this.line.classList.toggle("out", !this.node.eligible);
         }
       }
-      this.draw(slowest);
+      this.draw();
     }
 
-    draw(slowest) {
-      const top = slowest || 1; // the same for all rows of a table, so that they can be compared
+    draw() {
+      if (!this.isInSight) return;
+      const top = this.slowestOfAll || 1;
       const at = (each, index, kind) =>
         `${(WIDE - (this.past.length - 1 - index) * (WIDE / (KEPT - 1))).toFixed(1)} ${(HIGH - 1 - (each[kind] / top) * (HIGH - 2)).toFixed(1)}`;
       const path = (kind) => this.past.map((each, index) => at(each, index, kind)).join("L");
-      const line = this.slowest ? `M${path("p99")}` : "";
-      if (this.shown.line === line && this.shown.top === top) return;
-      Object.assign(this.shown, { line, top });
       const began = (WIDE - (this.past.length - 1) * (WIDE / (KEPT - 1))).toFixed(1);
-      this.p99.setAttribute("d", line);
-      this.p50.setAttribute("d", line && `M${began} ${HIGH}L${path("p50")}L${WIDE} ${HIGH}Z`);
+      this.p99.setAttribute("d", this.slowest ? `M${path("p99")}` : "");
+      this.p50.setAttribute("d", this.slowest ? `M${began} ${HIGH}L${path("p50")}L${WIDE} ${HIGH}Z` : "");
     }
   }
 
@@ -145,6 +166,7 @@
     head({ key, heading, value, show }) {
       const head = element("th", value ? undefined : heading, this.find("thead tr"));
       head.scope = "col";
+      head.dataset.column = key;
       if (show) head.className = "number";
       if (value) {
         const button = element("button", heading, head);
@@ -173,7 +195,7 @@
         row.take(node);
         this.rows.set(node.endpoint, row);
       }
-      for (const gone of before.values()) gone.line.remove();
+      for (const gone of before.values()) gone.remove();
     }
 
     show() {
