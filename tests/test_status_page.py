@@ -126,7 +126,7 @@ def below(root: str, app: WSGIApplication) -> WSGIApplication:
 
 def test_a_dead_endpoint_is_seen_with_its_reason(fleet: list[Upstream]) -> None:
     addresses = [upstream.address for upstream in fleet]
-    orders = Service("orders", addresses, balancer=LeastRequest(), breaker=Breaker(open_for=60.0))
+    orders = Service("orders", addresses, balancer=LeastRequest(), breaker=Breaker(open_for=60.0, success_rate=0.0))
     with Mesh(orders, Service("users", Warned())) as mesh, served(below("/deep/status", status_app(mesh))) as url:
         mesh.wait_ready(BOUND)
         with load_on(mesh):

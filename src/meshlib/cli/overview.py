@@ -15,11 +15,17 @@ from typing import TYPE_CHECKING, Any, Self
 from meshlib.cli.screen import aligned, can_draw, plain
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
+    from rich.console import ConsoleDimensions, RenderableType
     from rich.text import Text
 
 _NUMBERS = ("weight", "in flight", "per s", "p50 ms", "p99 ms", "attempts", "failures")
 HEADINGS = ("endpoint", "state", "eligible", *_NUMBERS, "why")
+_DISPENSABLE = ("weight", "attempts", "in flight", "eligible", "per s")
+"""Columns that a narrow terminal goes without, one after the other, until there is room for the last one."""
+
+_REASON = 22
+"""Room for that."""
+
 _COLOURS = {"closed": "green", "half_open": "yellow", "open": "red", "no": "red"}
 
 Show = Callable[["Overview", str], None]
@@ -120,7 +126,7 @@ def shown_on(source: str, *, is_once: bool) -> Iterator[Show]:
 
         console = Console()
         with Live(console=console, screen=True, auto_refresh=False) as live:
-            yield lambda overview, why: live.update(_fitted(source, overview, why, console.height), refresh=True)
+            yield lambda overview, why: live.update(_fitted(source, overview, why, console.size), refresh=True)
 
 
 def _print(source: str, overview: Overview, why: str) -> None:
@@ -140,21 +146,21 @@ def _draw_once(overview: Overview) -> None:
 
     console = Console()
     for service in overview.services:
-        console.print(*_titles(service), _table(service.lines), "", sep="\n")
+        console.print(*_titles(service), _table(service.lines, console.width), "", sep="\n")
 
 
-def _fitted(source: str, overview: Overview, why: str, height: int) -> RenderableType:
-    """As much as a screen of this many lines can show."""
+def _fitted(source: str, overview: Overview, why: str, size: ConsoleDimensions) -> RenderableType:
+    """As much as a screen of this size can show."""
     from rich.console import Group
     from rich.text import Text
 
     status = Text(f"  {plain(why)}", "bold red") if why else Text("  live", "green")
     parts: list[RenderableType] = [Text.assemble((source, "bold"), status)]
     taken = 1 + sum(len(_titles(service)) + 3 for service in overview.services)
-    room = max(1, (height - taken) // max(1, len(overview.services)))
+    room = max(1, (size.height - taken) // max(1, len(overview.services)))
     for service in overview.services:
         lines, more = service.cut(room)
-        parts += [Text(), *_titles(service), _table(lines)]
+        parts += [Text(), *_titles(service), _table(lines, size.width)]
         if more:
             parts.append(Text(f"and {more:,} more", "dim"))
     return Group(*parts)
@@ -168,17 +174,31 @@ def _titles(service: ServiceLines) -> list[Text]:
     return [title, *(Text(f"warning: {warning}", "yellow") for warning in service.warnings)]
 
 
-def _table(lines: Sequence[Line]) -> RenderableType:
+def _table(lines: Sequence[Line], width: int) -> RenderableType:
     from rich.table import Table
     from rich.text import Text
 
+    widths = [max(map(len, words)) for words in zip(HEADINGS, *(line.words for line in lines), strict=True)]
+    shown = _columns(widths, width)
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="underline")
-    for heading in HEADINGS:
-        is_long = heading == "why"
-        table.add_column(heading, justify="right" if heading in _NUMBERS else "left", no_wrap=not is_long)
+    for index in shown:
+        is_number = HEADINGS[index] in _NUMBERS
+        least = None if HEADINGS[index] == "why" else widths[index]
+        table.add_column(HEADINGS[index], justify="right" if is_number else "left", min_width=least)
     for line in lines:
-        table.add_row(*(Text(word, _COLOURS.get(word, "")) for word in line.words))
+        words = (line.words[index] for index in shown)
+        table.add_row(*(Text(word, _COLOURS.get(word, "")) for word in words))
     return table
+
+
+def _columns(widths: Sequence[int], width: int) -> list[int]:
+    """Which columns there is room for, of those that would need these widths."""
+    shown = list(range(len(HEADINGS)))
+    for name in _DISPENSABLE:
+        if sum(widths[index] + 2 for index in shown[:-1]) + _REASON <= width:
+            break
+        shown.remove(HEADINGS.index(name))
+    return shown
 
 
 def _few(number: float) -> str:
