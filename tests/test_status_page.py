@@ -56,7 +56,8 @@ class Rendered(html.parser.HTMLParser):
         self._mark = given.get("id") or given.get("class") or tag
         if tag == "tr":
             self.rows.append({})
-        self._column = given.get("data-column") or (self._column if tag == "span" else "")
+        if tag != "span":
+            self._column = given.get("data-column") or "" if tag == "td" else ""
 
     def handle_data(self, data: str) -> None:
         if not data.strip():
