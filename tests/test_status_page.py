@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -55,7 +56,7 @@ class Rendered(html.parser.HTMLParser):
         self.tags.append(tag)
         self._mark = given.get("id") or given.get("class") or tag
         if tag == "tr":
-            self.rows.append({})
+            self.rows.append({"hidden": ""} if "hidden" in given else {})
         if tag != "span":
             self._column = given.get("data-column") or "" if tag == "td" else ""
 
@@ -69,7 +70,7 @@ class Rendered(html.parser.HTMLParser):
 
     @property
     def by_endpoint(self) -> dict[str, dict[str, str]]:
-        return {row["endpoint"]: row for row in self.rows if row}
+        return {row["endpoint"]: row for row in self.rows if "endpoint" in row}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -167,6 +168,31 @@ def test_it_says_since_when_nobody_answers() -> None:
     (told,) = page.texts["live"]
     assert told.startswith("stale since ")
     assert told.endswith(": the server answers 403")
+
+
+def test_rows_are_found_left_out_and_sorted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The browser is not driven from outside, so the page gets a script that does what a user would."""
+    by_hand = """setTimeout(() => {
+        const find = document.getElementById("find");
+        find.value = "10.0.0.1";
+        find.dispatchEvent(new Event("input"));
+        document.getElementById("only").click();
+        const head = document.querySelector("th[data-column=endpoint] button");
+        head.click();
+        head.click();
+    }, 1500);"""
+    read = Path.read_text
+    monkeypatch.setattr(
+        Path, "read_text", lambda self, **how: read(self, **how) + (by_hand if self.name == "page.js" else "")
+    )
+    mesh = Mesh(Service("orders", [f"10.0.0.{number}:80" for number in (9, 10, 2, 1, 11)]))
+    for number in (9, 1, 11):
+        mesh.eject("orders", f"10.0.0.{number}:80")
+    with served(status_app(mesh)) as url:
+        shown = rendered(url)
+    assert [row["endpoint"] for row in shown.rows if "endpoint" in row and "hidden" not in row] == [
+        f"10.0.0.{number}:80" for number in (11, 1)
+    ]
 
 
 def test_a_thousand_endpoints_are_a_thousand_rows() -> None:
