@@ -91,6 +91,13 @@ def examples(session: nox.Session) -> None:
 
 
 @nox.session
+def screenshot(session: nox.Session) -> None:
+    """Renew the picture of the status page in the documentation, in a real Chromium."""
+    install(session, ".", "test")
+    session.run("python", "tests/screenshot.py", "docs/status.png", *session.posargs)
+
+
+@nox.session
 def docs(session: nox.Session) -> None:
     """Build the documentation; a broken link is an error."""
     session.install(*nox.project.dependency_groups(PYPROJECT, "docs"))

@@ -1,8 +1,8 @@
 """Real components from Debian packages, for tests.
 
 Decides how the files of packages of any Debian suite get into a cache of ours: from the mirror that this machine's own
-apt already uses, unpacked and never installed, without root. It never starts what it unpacks, never follows a
-package's dependencies, and never touches the lists, the archives or the packages of the machine.
+apt already uses, unpacked and never installed, without root. It never starts what it unpacks, follows a package's
+dependencies only where it is told to, and never touches the lists, the archives or the packages of the machine.
 """
 
 from __future__ import annotations
@@ -35,7 +35,19 @@ def cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").resolve() / "meshlib-components"
 
 
-def fetch(suite: str, packages: Sequence[str]) -> Path:
+def own_suite() -> str:
+    """The suite of this machine.
+
+    Raises:
+        Missing: if it is not a Debian.
+    """
+    try:
+        return platform.freedesktop_os_release()["VERSION_CODENAME"]
+    except (OSError, KeyError):
+        raise Missing("this is no Debian, which a program that needs much of the machine is to be had for") from None
+
+
+def fetch(suite: str, packages: Sequence[str], *, with_lacking: bool = False) -> Path:
     """Unpack packages of one suite into one folder, or find them there from an earlier call.
 
     A program that needs shared libraries from the same folder finds them by `libraries(root)`. Several processes may
@@ -44,6 +56,7 @@ def fetch(suite: str, packages: Sequence[str]) -> Path:
     Args:
         suite: such as "bookworm"; it need not be the machine's own.
         packages: names of packages; a library that the machine may lack is one of them.
+        with_lacking: take as well what these packages depend on and the machine lacks; the suite must be its own.
 
     Returns:
         The folder that stands for `/`.
@@ -57,13 +70,13 @@ def fetch(suite: str, packages: Sequence[str]) -> Path:
     root.parent.mkdir(parents=True, exist_ok=True)
     with _alone(root.with_name(f"{root.name}.lock")):
         if not root.is_dir():
-            _download(suite, packages, root)
+            _download(suite, packages, root, with_lacking=with_lacking)
     return root
 
 
 def libraries(root: Path) -> dict[str, str]:
     """The environment in which a program under `root` finds the shared libraries there first."""
-    folders = sorted({str(path.parent) for path in root.rglob("*.so.*")})
+    folders = sorted({str(path.parent) for path in root.rglob("*.so*")})
     return os.environ | {"LD_LIBRARY_PATH": ":".join(folders)}
 
 
@@ -82,15 +95,19 @@ def _alone(lock: Path) -> Iterator[None]:
         yield
 
 
-def _download(suite: str, packages: Sequence[str], root: Path) -> None:
+def _download(suite: str, packages: Sequence[str], root: Path, *, with_lacking: bool) -> None:
     mirror = _mirror()
     with tempfile.TemporaryDirectory(prefix=".work-", dir=root.parent, ignore_cleanup_errors=True) as name:
         work = Path(name)
         apt = _private_apt(work, mirror, suite)
         _run([*apt, "update"], work)
-        _run([*apt, "download", *packages], work)
+        if with_lacking:
+            own = ["-o", "Dir::State::status=/var/lib/dpkg/status"]
+            _run([*apt, *own, "install", "--download-only", "--no-install-recommends", "-y", *packages], work)
+        else:
+            _run([*apt, "download", *packages], work)
         unpacked = work / "root"
-        for archive in sorted(work.glob("*.deb")):
+        for archive in sorted([*work.glob("*.deb"), *work.glob("archives/*.deb")]):
             _run(["dpkg-deb", "-x", str(archive), str(unpacked)], work)
         unpacked.chmod(0o755)
         unpacked.rename(root)  # whole or not there at all

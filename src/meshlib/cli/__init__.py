@@ -1,4 +1,4 @@
-"""The command line: `meshlib demo`, `meshlib resolve`.
+"""The command line: `meshlib demo`, `meshlib resolve`, `meshlib top`.
 
 Decides which subcommand runs and what its arguments are; each subcommand is a module of its own, imported when it is
 called. It never does the work itself.
@@ -31,6 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     subparsers = parser.add_subparsers(title="subcommands", dest="subcommand", metavar="SUBCOMMAND")
     _add_demo(subparsers)
     _add_resolve(subparsers)
+    _add_top(subparsers)
     options = parser.parse_args(argv)
     if options.subcommand is None:
         parser.print_help(sys.stderr)
@@ -82,6 +83,36 @@ def _resolve(options: argparse.Namespace) -> int:
     from meshlib.cli import resolve
 
     return resolve.run(options.urls, service=options.service, is_watching=options.watch, wants_json=options.json)
+
+
+def _add_top(subcommands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    about = (
+        "Show what the status page of a running mesh tells, live, until Ctrl-C. The exit status is 1 if there was no "
+        "answer at first, 2 if the URL is not usable."
+    )
+    top = subcommands.add_parser("top", help="show the endpoints of a running mesh, live", description=about)
+    url_help = "where its status page is mounted; a user and a password in it are never shown"
+    top.add_argument("url", metavar="URL", help=url_help)
+    interval_help = "from one answer to the next question; default 1"
+    top.add_argument("--interval", type=_seconds, default=1.0, metavar="SECONDS", help=interval_help)
+    top.add_argument("--once", action="store_true", help="print one answer, whole, and end")
+    top.set_defaults(run=_top)
+
+
+def _top(options: argparse.Namespace) -> int:
+    from meshlib.cli import top
+
+    return top.run(options.url, interval=options.interval, is_once=options.once)
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0.1 <= seconds <= 3600.0:
+        raise argparse.ArgumentTypeError(f"must be a number of seconds from 0.1 to 3600, got {text!r}")
+    return seconds
 
 
 def _whole(*, at_least: int) -> Callable[[str], int]:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from meshlib.cli.screen import can_draw
+from meshlib.cli.screen import aligned, can_draw, plain
 from meshlib.discovery.resolver import Resolution
 from meshlib.endpoint import Endpoint
 
@@ -60,7 +60,7 @@ def _show_json(source: str, finding: Finding, *, is_watching: bool) -> None:
     elif finding.answer is not None:
         print(json.dumps(_document(source, finding), indent=2, default=str), flush=True)
     else:
-        print(f"meshlib resolve: {_plain(finding.error)}", file=sys.stderr)
+        print(f"meshlib resolve: {plain(finding.error)}", file=sys.stderr)
 
 
 def _document(source: str, finding: Finding) -> dict[str, Any]:
@@ -90,48 +90,36 @@ def _show(source: str, finding: Finding, *, is_watching: bool) -> None:
     when = f"{finding.at:.1f} s: " if is_watching else ""
     if (answer := finding.answer) is None:
         sys.stdout.flush()
-        print(f"meshlib resolve: {when}{_plain(finding.error)}", file=sys.stderr, flush=True)
+        print(f"meshlib resolve: {when}{plain(finding.error)}", file=sys.stderr, flush=True)
         return
     rows = [_cells(endpoint) for endpoint in answer.endpoints]
     if rows and can_draw():
         _draw(rows)
     elif rows:
-        print(*_lines(rows), sep="\n")
+        print(*aligned(HEADINGS, rows, _NUMBERS), sep="\n")
     for warning in answer.warnings:
-        print(f"warning: {_plain(warning)}")
+        print(f"warning: {plain(warning)}")
     print(f"{when}{_summary(source, finding.took, answer)}", *([""] if is_watching else []), sep="\n", flush=True)
 
 
 def _cells(endpoint: Endpoint) -> tuple[str, ...]:
     metadata = " ".join(f"{name}={value}" for name, value in endpoint.metadata.items())
     words = (str(endpoint), str(endpoint.priority), f"{endpoint.weight:g}", endpoint.zone, metadata)
-    return tuple(map(_plain, words))
+    return tuple(map(plain, words))
 
 
 def _summary(source: str, took: float, answer: Resolution) -> str:
     count = len(answer.endpoints)
-    words = [f"{count or 'no'} endpoint{'s' * (count != 1)} from {_plain(source)}"]
+    words = [f"{count or 'no'} endpoint{'s' * (count != 1)} from {plain(source)}"]
     words.append("waits for changes" if answer.ttl is None else f"ttl {answer.ttl:g} s")
     if (index := _index(answer)) is not None:
-        words.append(f"index {_plain(str(index))}")
+        words.append(f"index {plain(str(index))}")
     return "; ".join([*words, f"took {took * 1000:.1f} ms"])
 
 
 def _index(answer: Resolution) -> int | str | None:
     """The index where it says something to people; otherwise it is the resolver's own business."""
     return answer.index if isinstance(answer.index, int | str) else None
-
-
-def _lines(rows: Sequence[tuple[str, ...]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(HEADINGS, *rows, strict=True)]
-    lines = []
-    for row in (HEADINGS, *rows):
-        cells = (
-            word.rjust(width) if heading in _NUMBERS else word.ljust(width)
-            for heading, word, width in zip(HEADINGS, row, widths, strict=True)
-        )
-        lines.append("  ".join(cells).rstrip())
-    return lines
 
 
 def _draw(rows: Sequence[tuple[str, ...]]) -> None:
@@ -145,8 +133,3 @@ def _draw(rows: Sequence[tuple[str, ...]]) -> None:
     for row in rows:
         table.add_row(*map(Text, row))
     Console().print(table)
-
-
-def _plain(text: str) -> str:
-    """A text on one line, without anything that a terminal would act on."""
-    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)

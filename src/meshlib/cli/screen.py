@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from importlib.util import find_spec
 from types import TracebackType
@@ -132,6 +133,28 @@ def whole(frame: Frame) -> str:
     if frame.retries is None or frame.tokens is None:
         return line
     return f"{line}, {frame.retries:,} retries, {frame.tokens:.0f} budget tokens"
+
+
+def aligned(headings: Sequence[str], rows: Iterable[Sequence[str]], numbers: Collection[str]) -> list[str]:
+    """Lines of a table, for where nothing can be drawn.
+
+    Args:
+        headings: of the columns.
+        rows: with a word for each of them.
+        numbers: headings of the columns that stand on the right.
+    """
+    lines = [headings, *rows]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return ["  ".join(map(_padded, words, widths, (name in numbers for name in headings))).rstrip() for words in lines]
+
+
+def plain(text: str) -> str:
+    """A text on one line, without anything that a terminal would act on."""
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
+
+
+def _padded(word: str, width: int, is_number: bool) -> str:
+    return word.rjust(width) if is_number else word.ljust(width)
 
 
 def _line(words: tuple[str, ...]) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from meshlib.core.breaker import NodeBreaker, State
@@ -76,7 +76,7 @@ class NodeSnapshot:
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values that `json.dumps` takes."""
-        return asdict(self)
+        return {each.name: getattr(self, each.name) for each in fields(self)}  # `asdict` takes ten times as long
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -106,7 +106,8 @@ class ServiceSnapshot:
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values that `json.dumps` takes."""
-        return {**asdict(self), "nodes": [node.to_dict() for node in self.nodes], "warnings": list(self.warnings)}
+        told = {each.name: getattr(self, each.name) for each in fields(self)}
+        return {**told, "nodes": [node.to_dict() for node in self.nodes], "warnings": list(self.warnings)}
 
 
 def _why(node: Node, is_offered: bool, panics: bool, now: float) -> str:
