@@ -11,7 +11,7 @@ from typing import Any
 import anyio
 import httpx
 
-from meshlib.core.report import Attempt
+from meshlib.core.report import Attempt, attach
 from meshlib.transport.body import AsyncRecordedBody
 from meshlib.transport.connections import AsyncStacks
 from meshlib.transport.exchange import NETWORK_ERRORS, Exchange, Reply
@@ -60,6 +60,7 @@ class AsyncMeshTransport(httpx.AsyncBaseTransport):
                     await anyio.sleep(again)
                 now = exchange.clock()
         except BaseException as error:
+            attach(error, exchange.report)
             if reply is not None and not reply.is_over:
                 await reply.give_up(error)
             raise

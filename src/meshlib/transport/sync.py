@@ -12,7 +12,7 @@ from typing import Any
 
 import httpx
 
-from meshlib.core.report import Attempt
+from meshlib.core.report import Attempt, attach
 from meshlib.transport.body import RecordedBody
 from meshlib.transport.connections import SyncStacks
 from meshlib.transport.exchange import NETWORK_ERRORS, Exchange, Reply
@@ -61,6 +61,7 @@ class MeshTransport(httpx.BaseTransport):
                     time.sleep(again)
                 now = exchange.clock()
         except BaseException as error:
+            attach(error, exchange.report)
             if reply is not None and not reply.is_over:
                 reply.give_up(error)
             raise
