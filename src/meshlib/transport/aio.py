@@ -45,6 +45,7 @@ class AsyncMeshTransport(httpx.AsyncBaseTransport):
             httpx.TransportError: the last attempt's failure.
         """
         exchange = self._router.exchange(request, AsyncRecordedBody)
+        journal = exchange.cluster.journal
         reply: AsyncReply | None = None
         try:
             now = exchange.started
@@ -52,8 +53,12 @@ class AsyncMeshTransport(httpx.AsyncBaseTransport):
                 await exchange.cluster.pending.wait_async(exchange.deadline - now)
                 now = exchange.clock()
             while (attempt := exchange.begin(now)) is not None:
+                if journal.waiting:
+                    journal.deliver(exchange.cluster)
                 make = self._attempt if exchange.cluster.hedging is None else self._hedged
                 reply, again = await make(exchange, attempt, reply)
+                if journal.waiting:
+                    journal.deliver(exchange.cluster)
                 if again is None:
                     break
                 if again:
@@ -63,6 +68,8 @@ class AsyncMeshTransport(httpx.AsyncBaseTransport):
             attach(error, exchange.report)
             if reply is not None and not reply.is_over:
                 await reply.give_up(error)
+            if journal.waiting:
+                journal.deliver(exchange.cluster)
             raise
         if reply is None or not reply.is_whole:
             raise exchange.failure()

@@ -204,7 +204,9 @@ class Exchange(Call):
         Args:
             deadline: what may have run out; default the call's.
         """
-        report = self.report
+        report, journal = self.report, self.cluster.journal
+        if journal.waiting:
+            journal.deliver(self.cluster)
         last, self._error = self._error, None  # its traceback leads back to this object
         if last is None and not self.cluster.is_known:
             last = self._nobody()
@@ -293,6 +295,8 @@ class Reply:
         # A long body that outlasts the caller's own deadline is not the endpoint's fault.
         blamed = isinstance(died, NETWORK_ERRORS) and not self.exchange.is_expired(now)
         self.exchange.release(self._attempt, now, died=binding.in_words(died) if died is not None and blamed else None)
+        if (journal := self.exchange.cluster.journal).waiting:
+            journal.deliver(self.exchange.cluster)
 
     def let_go(self) -> None:
         """End it from a finalizer, which may run while this very thread holds one of the locks."""
