@@ -18,7 +18,7 @@ import pytest
 
 from conftest import Colour
 from meshes import mesh_of, over
-from meshlib import Breaker, Mesh, Overloaded, Retry, RoundRobin, Service, delivery, events
+from meshlib import Breaker, HealthCheck, Mesh, Overloaded, Retry, RoundRobin, Service, delivery, events
 from meshlib.discovery import Resolution
 from meshlib.endpoint import Endpoint
 from meshlib.events import Ejected, Event, Missed, Restored
@@ -152,6 +152,17 @@ def test_a_body_that_dies_and_a_refused_call_are_told_at_once() -> None:
         assert heard.await_(2)[1:] == ["OverloadBegan"]
 
 
+def test_a_check_is_told_without_a_call() -> None:
+    heard = Heard()
+    with upstreams(1) as (upstream,):
+        upstream.script(then={"status": 503})
+        with mesh_of(upstream, health=HealthCheck("/", interval=0.05)) as mesh:
+            mesh.subscribe(heard)
+            mesh.wait_ready(LONG)
+            assert heard.await_(1) == ["HealthChanged"]
+    assert str(heard[0]) == f"orders: {upstream.address} is unhealthy (status 503)"
+
+
 def test_what_a_list_holds_from_the_start_is_no_news(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG, "meshlib")
     mesh, heard = mesh_of(A, B), Heard()
@@ -237,12 +248,35 @@ def test_a_callback_may_use_the_mesh_and_leave_it() -> None:
         stop()
         mesh.eject("orders", B)
         mesh.close()
+        closed.set()
 
+    closed = threading.Event()
     stop = mesh.subscribe(callback)
     mesh.eject("orders", A)
     assert heard.await_(4) == ["Ejected", "Restored"] * 2
-    until(lambda: mesh.snapshot()["orders"].nodes[1].why == "taken out by hand")
+    assert closed.wait(LONG)
+    assert mesh.snapshot()["orders"].nodes[1].why == "taken out by hand"
     assert len(heard) == 4
+
+
+def test_what_waits_when_a_callback_leaves_is_not_told() -> None:
+    mesh, heard, free = mesh_of(A, B), Heard(), threading.Event()
+
+    def callback(event: Event) -> None:
+        heard.append(event)
+        free.wait(LONG)
+        if len(heard) == 2:
+            stop()
+
+    stop = mesh.subscribe(callback)
+    mesh.eject("orders", A)
+    heard.await_(1)
+    for _ in range(3):
+        mesh.restore("orders", A)
+        mesh.eject("orders", A)
+    free.set()
+    mesh.close()
+    assert heard.kinds() == ["Ejected", "Restored"]
 
 
 def test_events_of_many_threads_come_in_their_order(no_leaks: None) -> None:
@@ -341,21 +375,22 @@ entered = []
 
 def callback(event):
     entered.append(event)
-    os.write(1, f"{os.getpid() == parent} {event}\\n".encode())
     time.sleep(0.3)
+    os.write(1, f"{os.getpid() == parent} {event}\\n".encode())
 
 parent = os.getpid()
 mesh.subscribe(callback)
 mesh.eject("orders", "10.0.0.1:80")
-mesh.eject("orders", "10.0.0.2:80")
 while not entered:
     time.sleep(0.001)
+mesh.eject("orders", "10.0.0.2:80")
 pid = os.fork()
 if not pid:
     mesh.restore("orders", "10.0.0.1:80")
     mesh.close()
     os._exit(0)
 assert os.waitpid(pid, 0)[1] == 0
+mesh.restore("orders", "10.0.0.2:80")
 """
 
 
@@ -368,6 +403,7 @@ def test_S3_a_child_hears_of_its_own_and_the_end_of_a_program_waits_for_callback
         "False orders: 10.0.0.1:80 was restored (by hand)",
         "True orders: 10.0.0.1:80 was ejected until it is restored (by hand)",
         "True orders: 10.0.0.2:80 was ejected until it is restored (by hand)",
+        "True orders: 10.0.0.2:80 was restored (by hand)",
     ]
 
 

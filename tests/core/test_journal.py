@@ -119,6 +119,10 @@ def test_endpoints_come_and_go_in_the_order_of_the_resolver_and_no_other_change_
     ]
     stage.publish(Endpoint("10.0.0.2", 80, weight=6), "10.0.0.3:80", "10.0.0.4:80")
     assert noted(stage) == []
+    now = stage.clock.advance(60.0)
+    stage.cluster.publish([FIRST], "paper", now, known_at=now - 6.0)
+    assert {event.at for event in noted(stage)} == {now}
+    assert stage.cluster.snapshot(now).age == 6.0
 
 
 def test_B3_a_panic_is_noted_when_it_begins_and_when_it_ends() -> None:
@@ -187,7 +191,10 @@ def test_B4_an_overload_begins_with_a_refused_call_and_ends_after_a_calm() -> No
     assert 0 < began.share <= 0.9
     assert stage.call().begin(stage.clock()) is None
     assert noted(stage) == []
-    stage.clock.advance(CALM)
+    stage.clock.advance(CALM - 1.0)
+    play(stage, OK)
+    assert noted(stage) == []
+    stage.clock.advance(1.0)
     play(stage, OK)
     assert noted(stage) == [OverloadEnded("orders", stage.clock() - 0.01)]
 

@@ -23,8 +23,8 @@ Facts = ParamSpec("Facts")
 
 
 class Backlog:
-    """Events that wait to be told, oldest first. One that finds it full is dropped and counted, and so are those after
-    it, until all that waited has been taken: so one `Missed` stands where they are missing.
+    """Events that wait to be told, oldest first. One that finds it full is dropped and counted, as are those after it:
+    what waits is taken all at once, and one `Missed` stands at its end, where they are missing.
 
     Args:
         most: how many may wait.
@@ -40,7 +40,7 @@ class Backlog:
 
     def add(self, event: Event) -> None:
         """One more."""
-        if self._missed or len(self.waiting) >= self._most:
+        if len(self.waiting) >= self._most:
             before = self._missed.get(event.service)
             lost = event.count if isinstance(event, Missed) else 1
             lost += before.count if before is not None else 0
@@ -50,7 +50,7 @@ class Backlog:
 
     def add_all(self, events: Sequence[Event]) -> None:
         """More, in their order."""
-        if not self._missed and len(self.waiting) + len(events) <= self._most:
+        if len(self.waiting) + len(events) <= self._most:
             self.waiting.extend(events)
         else:
             for event in events:

@@ -295,8 +295,6 @@ class Reply:
         # A long body that outlasts the caller's own deadline is not the endpoint's fault.
         blamed = isinstance(died, NETWORK_ERRORS) and not self.exchange.is_expired(now)
         self.exchange.release(self._attempt, now, died=binding.in_words(died) if died is not None and blamed else None)
-        if (journal := self.exchange.cluster.journal).waiting:
-            journal.deliver(self.exchange.cluster)
 
     def let_go(self) -> None:
         """End it from a finalizer, which may run while this very thread holds one of the locks."""
