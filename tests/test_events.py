@@ -245,9 +245,9 @@ def test_a_callback_may_use_the_mesh_and_leave_it() -> None:
         if len(heard) < 4:
             (mesh.restore if isinstance(event, Ejected) else mesh.eject)("orders", A)
             return
+        mesh.close()
         stop()
         mesh.eject("orders", B)
-        mesh.close()
         closed.set()
 
     closed = threading.Event()
