@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import logging
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
@@ -63,8 +62,6 @@ OURS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno
 """What is wrong here, and not there, when no connection can be opened."""
 
 USER_AGENT = b"meshlib-health-check"
-
-logger = logging.getLogger("meshlib.health")
 
 
 class Checks:
@@ -154,12 +151,9 @@ class Rounds:
             delay = began - clock() + self._settings.interval * (1 - JITTER + 2 * JITTER * self._rng.random())
 
     def _take(self, node: Node, standing: Standing, finding: Finding) -> None:
-        was = standing.healthy
         if standing.hear(finding.passed):
-            self._cluster.heard(node.endpoint.place, finding.passed, self._clock())
-            if not finding.passed or was is not None:  # that a node is well from the first is no news
-                said = "is healthy again" if finding.passed else "is unhealthy"
-                logger.info("%s: %s %s (%s)", self._cluster.service.name, node.endpoint, said, finding.reason)
+            self._cluster.heard(node.endpoint.place, finding.passed, self._clock(), finding.reason)
+            self._cluster.journal.deliver(self._cluster)
 
 
 class Finding(NamedTuple):

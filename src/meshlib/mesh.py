@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from meshlib.control import Control
     from meshlib.core.cluster import Cluster
     from meshlib.core.snapshot import ServiceSnapshot
+    from meshlib.events import Event
     from meshlib.health import Checks
     from meshlib.transport.router import Router
     from meshlib.updates import Updates
@@ -78,6 +79,7 @@ class Mesh:
         rng: random.Random | None = None,
     ) -> None:
         from meshlib.core.cluster import Cluster
+        from meshlib.delivery import Delivery
         from meshlib.review import review
         from meshlib.transport.draining import Clients
 
@@ -89,6 +91,7 @@ class Mesh:
         self._is_own_rng = rng is None
         self._clusters = {service.name: Cluster(service, self._rng, zone) for service in services}
         self._clients = Clients()
+        self._delivery = Delivery()
         self._control: Control | None = None
         self._updates: Updates | None = None
         self._checks: Checks | None = None
@@ -99,6 +102,7 @@ class Mesh:
                 cluster.publish(resolver.endpoints, resolver.source, clock())
             else:
                 to_find.append(cluster)
+            self._delivery.attach(cluster)  # not before: that a list holds what it holds is no news
             review(cluster, clock())
         to_check = [cluster for cluster in self._clusters.values() if cluster.service.health is not None]
         if to_find or to_check:
@@ -155,7 +159,28 @@ class Mesh:
         now = self._clock()
         for cluster in self._clusters.values():
             review(cluster, now)
-        return {name: cluster.snapshot(now) for name, cluster in self._clusters.items()}
+        snapshots = {name: cluster.snapshot(now) for name, cluster in self._clusters.items()}
+        for cluster in self._clusters.values():
+            self._delivery.deliver(cluster)
+        return snapshots
+
+    def subscribe(self, callback: Callable[[Event], object]) -> Callable[[], None]:
+        """Have a function called with everything that happens to the services from now on; see `meshlib.events`.
+
+        It is called by a thread of its own, one event at a time, those of a service in their order: it may take its
+        time, make calls through this mesh, or unsubscribe. What it raises is logged once per class, to
+        `meshlib.events`.
+
+        Args:
+            callback: a function of an event; not an async one.
+
+        Returns:
+            What ends it, from any thread and as often as you like. One call may be under way then, or just beginning.
+
+        Raises:
+            TypeError: if `callback` cannot be called, or is async.
+        """
+        return self._delivery.subscribe(callback)
 
     def eject(self, service: str, place: Place | Endpoint | str) -> None:
         """Take an endpoint out by hand: it gets no call until `restore`, not even in panic. What it works on goes on.
@@ -168,11 +193,15 @@ class Mesh:
             UnknownService: if the service is not declared.
             ValueError: if it has no such endpoint now.
         """
-        self._cluster(service).bar(place_of(place), self._clock())
+        cluster = self._cluster(service)
+        cluster.bar(place_of(place), self._clock())
+        self._delivery.deliver(cluster)
 
     def restore(self, service: str, place: Place | Endpoint | str) -> None:
         """End an ejection, whether it was made by hand or by the breaker: calls come back on a ramp. See `eject`."""
-        self._cluster(service).unbar(place_of(place), self._clock())
+        cluster = self._cluster(service)
+        cluster.unbar(place_of(place), self._clock())
+        self._delivery.deliver(cluster)
 
     def wait_ready(self, timeout: float) -> None:
         """Start finding endpoints now, and block until every service has a first answer.
@@ -202,8 +231,13 @@ class Mesh:
         """Stop what the mesh runs: endpoints are neither looked for nor checked any more, and calls make do with what
         was known last.
 
-        Clients are closed on their own, as with httpx. `with mesh:` lets it start again, at the next use.
+        Clients are closed on their own, as with httpx. `with mesh:` lets it start again, at the next use. Callbacks
+        have a second to hear what has happened, and go on hearing of calls that are still made.
         """
+        self._stop()
+        self._delivery.wait()
+
+    def _stop(self) -> None:
         if self._control is not None:
             self._control.close()
         if self._updates is not None:
@@ -217,7 +251,8 @@ class Mesh:
             if self._control is not None:
                 await self._control.aclose()
         finally:
-            self.close()
+            self._stop()
+        await self._delivery.wait_async()
 
     def forget(self) -> None:
         """After a fork, in the child; called by itself. What was learned of the endpoints stays."""

@@ -19,7 +19,7 @@ from meshlib.core.cluster import Cluster
 from meshlib.discovery.feed import Feed, Membership
 from meshlib.discovery.resolver import Resolver, source_of
 from meshlib.discovery.watch import Watches
-from meshlib.endpoint import Place
+from meshlib.endpoint import Endpoint, Place
 from meshlib.errors import ResolveError
 from meshlib.transport.draining import GRACE, Clients
 from meshlib.transport.ready import Ready
@@ -87,12 +87,16 @@ class Updates:
 
     def _take_over(self, cluster: Cluster, ready: Ready, found: Membership) -> None:
         cluster.warnings = found.warnings
-        if found.endpoints is None:
-            return
-        if cluster.view.nodes and not found.endpoints:
+        cluster.set_trouble(found.trouble, self._clock())
+        if found.endpoints is not None:
+            self._publish(cluster, ready, found, found.endpoints)
+        cluster.journal.deliver(cluster)
+
+    def _publish(self, cluster: Cluster, ready: Ready, found: Membership, endpoints: tuple[Endpoint, ...]) -> None:
+        if cluster.view.nodes and not endpoints:
             why = "; ".join(found.warnings) or cluster.source
             logger.warning("%s has no endpoint any more (%s)", cluster.service.name, why)
-        for place in cluster.publish(found.endpoints, cluster.source, found.known_at):
+        for place in cluster.publish(endpoints, cluster.source, self._clock(), known_at=found.known_at):
             self._drain(cluster, place)
         ready.open()
 

@@ -837,9 +837,9 @@ def test_the_report_reads_as_a_sentence() -> None:
     played = Stage(2).play([REFUSED, answer(503, retry_after=0.25, lasts=0.2), OK])
     assert str(played.call.report) == (
         "orders: 3 attempts: "
-        "first at 10.0.0.1:80 (InOrder): not_sent [ConnectError: refused] in 0.010 s; "
-        "failover at 10.0.0.2:80 (InOrder): rejected [503] in 0.200 s; "
-        "retry after 0.250 s at 10.0.0.1:80 (again): ok [200] in 0.010 s"
+        "first at 10.0.0.1:80 (InOrder): not_sent in 10 ms, ConnectError: refused; "
+        "failover at 10.0.0.2:80 (InOrder): rejected in 200 ms, status 503, Retry-After 0.25 s; "
+        "retry at 10.0.0.1:80 after waiting 250 ms (again): ok in 10 ms, status 200"
     )
     assert repr(played.call.report) == f"<Report {played.call.report}>"
     assert repr(played.attempts[0]) == f"<Attempt {played.attempts[0]}>"

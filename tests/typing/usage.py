@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import assert_type
+from typing import Any, assert_type
 
 import httpx
 import tenacity
@@ -48,6 +48,7 @@ from meshlib.core.outcome import Outcome
 from meshlib.core.report import Attempt, Report
 from meshlib.core.snapshot import NodeSnapshot, ServiceSnapshot
 from meshlib.discovery import Failover, File, Resolution, Resolver, Static
+from meshlib.events import Ejected, Event
 from meshlib.testing import BalancerHarness, ManualClock
 
 # Settings
@@ -166,6 +167,22 @@ for attempt in report(response).attempts:
     assert_type(attempt.why, str)
     if attempt.kind == "failover" and attempt.outcome == "not_sent":
         print(attempt)
+
+assert_type(report(response).to_dict(), dict[str, Any])
+
+
+def note(event: Event) -> None:
+    assert_type(event.service, str)
+    assert_type(event.at, float)
+    if isinstance(event, Ejected):
+        assert_type(event.endpoint, Endpoint)
+        assert_type(event.seconds, float | None)
+        mesh.restore(event.service, event.endpoint)
+
+
+unsubscribe = mesh.subscribe(note)
+assert_type(mesh.subscribe(lambda event: print(event.to_dict())), Callable[[], None])
+unsubscribe()
 
 for name, service in mesh.snapshot().items():
     assert_type(name, str)

@@ -8,6 +8,7 @@ free for faults, screen and signals.
 from __future__ import annotations
 
 import json
+import logging
 import queue
 import signal
 import sys
@@ -37,6 +38,9 @@ SHORTEST_DELAY, LONGEST_DELAY = 0.001, 0.15
 """Bounds for the upstreams' seconds per answer, which make up that length: with more, healthy answers look slow."""
 
 TICK = 0.02
+
+_SILENT = logging.NullHandler()
+"""The screen shows what becomes of endpoints; the log would say it amid that."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,6 +81,7 @@ def run(*, calls: int, concurrency: int, is_sync: bool, wants_json: bool) -> int
     if not hasattr(signal, "SIGSTOP"):
         print("meshlib demo: this system has no SIGSTOP, which the demo needs", file=sys.stderr)
         return 1
+    logging.getLogger("meshlib.breaker").addHandler(_SILENT)
     return _compare(Plan(calls=calls, concurrency=concurrency, is_sync=is_sync), wants_json=wants_json)
 
 

@@ -176,6 +176,10 @@ class NodeBreaker:
         """Its node was called by nobody, and is to be called again."""
         self._closed_at = now
 
+    def seconds_left(self, now: float) -> float:
+        """How long there is no probe yet, while it is open."""
+        return max(0.0, self._opens_until - now)
+
     def probe_by(self, latest: float) -> None:
         """Have the next probe come no later than that."""
         self._opens_until = min(self._opens_until, latest)

@@ -14,20 +14,29 @@ class Bucket:
 
     Args:
         settings: its size and prices.
+
+    Attributes:
+        capacity: how many tokens it holds.
+        tokens: how many are left.
+        is_exhausted: whether it could not pay for something, and was not half full since.
     """
 
-    __slots__ = ("_settings", "capacity", "tokens")
+    __slots__ = ("_settings", "capacity", "is_exhausted", "tokens")
 
     def __init__(self, settings: Budget) -> None:
         self._settings = settings
         self.capacity = settings.capacity
         self.tokens = float(settings.capacity)
+        self.is_exhausted = False
 
     def pay(self, *, throttled: bool) -> float:
         """Take the price of an extra attempt; 0 if it cannot be paid, and then nothing is taken."""
         cost = self._settings.throttle_cost if throttled else self._settings.retry_cost
         if cost > self.tokens:
+            self.is_exhausted = True
             return 0.0
+        if 2 * self.tokens >= self.capacity:
+            self.is_exhausted = False
         self.tokens -= cost
         return cost
 

@@ -302,7 +302,7 @@ class Call:
             has_room = not cluster.shedder.is_awake and cluster.in_flight < cluster.most
             has_room = has_room and cluster.bucket.tokens >= cluster.bucket.capacity / 2
             node = self._well_and_untried(now) if has_room and hedging.is_affordable else None
-            if node is None or not (paid := cluster.bucket.pay(throttled=False)):
+            if node is None or not (paid := cluster.pay(now, throttled=False)):
                 return None
             hedging.spend()
             self._paid, self._is_hedged = paid, True
@@ -395,6 +395,8 @@ class Call:
             if node not in self.cluster.view.panicking:
                 return None
             return Attempt(node, UNHEARD, "panic", now, deadline)
+        if not is_closed:
+            self.cluster.probed(node, now)
         return Attempt(node, permit, why if is_closed else "probe", now, deadline)
 
     def _choose_again(self, nodes: list[Node], now: float, deadline: float) -> Attempt | None:
@@ -471,10 +473,10 @@ class Call:
 
     def _pay(self, kind: Kind, attempt: Attempt, now: float) -> float:
         """Pay for another attempt, unless the throttle forbids it; returns what it cost, 0 for none. Under the lock."""
-        cluster, shedder = self.cluster, self.cluster.shedder
-        if kind == "retry" and shedder.is_awake and not shedder.admits(now, cluster.rng):
+        cluster = self.cluster
+        if kind == "retry" and cluster.shedder.is_awake and not cluster.admits(now):
             return 0.0
-        return cluster.bucket.pay(throttled=attempt.throttled)
+        return cluster.pay(now, throttled=attempt.throttled)
 
     def _next_kind(self, attempt: Attempt, now: float) -> Kind | None:
         """What another attempt would be, by the rules alone; None if they forbid it."""

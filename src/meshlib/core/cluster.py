@@ -18,12 +18,29 @@ from meshlib.core.budget import Bucket
 from meshlib.core.chance import Rng
 from meshlib.core.doubts import Doubt, Traffic, doubts_about
 from meshlib.core.hedge import Hedging
+from meshlib.core.journal import Journal
 from meshlib.core.node import Node, remembering
 from meshlib.core.report import Attempt
 from meshlib.core.snapshot import NodeSnapshot, ServiceSnapshot
 from meshlib.core.throttle import Shedder
-from meshlib.core.view import Levels, View, most_ejected
+from meshlib.core.view import Level, Levels, View, most_ejected
 from meshlib.endpoint import Endpoint, Place
+from meshlib.events import (
+    BudgetExhausted,
+    DiscoveryRecovered,
+    DiscoveryStale,
+    Ejected,
+    EndpointAdded,
+    EndpointRemoved,
+    Event,
+    HealthChanged,
+    OverloadBegan,
+    OverloadEnded,
+    PanicBegan,
+    PanicEnded,
+    Probing,
+    Restored,
+)
 
 if TYPE_CHECKING:
     from meshlib.service import Service
@@ -39,6 +56,9 @@ HURRY = 15.0
 SPARED = 0.1
 """The share of its weight that a node which is not healthy has in panic, as at the beginning of a ramp (rule B3: the
 balancer still steers)."""
+
+CALM = 5.0
+"""Seconds without a refused call after which an overload is over."""
 
 CROWD = 100
 """Nodes from which on changes of their health and steps of their ramps share a view, if they come within a moment."""
@@ -85,6 +105,7 @@ class Cluster:
         keyless, cut_short: see `Traffic`.
         bucket: the retry budget.
         hedging: when a call gets a backup request; None for never.
+        journal: what has happened and was not told yet.
         orphans: attempts that were garbage-collected, or their response was, without being ended. A finalizer may run
             while this very thread holds the lock, so it appends here and the next call does the counting.
     """
@@ -102,6 +123,7 @@ class Cluster:
         self.most_each = inf if limit is None or limit.per_endpoint is None else limit.per_endpoint
         self.hedging = None if service.hedge is None else Hedging(service.hedge)
         self.slow_call = inf if service.breaker.slow_call is None else service.breaker.slow_call
+        self.journal = Journal(service.name)
         self.orphans: deque[Attempt] = deque()
         self._nodes: dict[Place, Node] = {}
         self._published: dict[Place, Endpoint] = {}
@@ -113,18 +135,23 @@ class Cluster:
         self.is_known = False
         self.warnings: tuple[str, ...] = ()
         self.doubted: set[str] = set()
+        self._is_stale = False
+        self._refused_at: float | None = None
         self.in_flight = self.panics = self.keyless = self.cut_short = 0
         self.changes_at, self._built_at = inf, -inf
         self.probes_at = -inf
         self.view = View.build((), Levels.of((), service), service, rng, zone, 0.0)
 
-    def publish(self, endpoints: Sequence[Endpoint], source: str, now: float) -> list[Place]:
+    def publish(
+        self, endpoints: Sequence[Endpoint], source: str, now: float, *, known_at: float | None = None
+    ) -> list[Place]:
         """Take over a set of endpoints; places that stay keep their node.
 
         Args:
             endpoints: the whole set.
             source: where it came from, for people.
-            now: when it was last confirmed.
+            now: the time.
+            known_at: when it was last confirmed; default now.
 
         Returns:
             The places that are no longer in it.
@@ -141,7 +168,7 @@ class Cluster:
                         node.endpoint = endpoint
                 self._build(nodes, now)
                 self._published = wanted
-            self.source, self._known_at = source, now
+            self.source, self._known_at = source, now if known_at is None else known_at
             if not self.is_known:
                 self._known_since = now
             self.is_known = True  # now that the view is there: who waits for this looks without the lock
@@ -159,15 +186,26 @@ class Cluster:
             finally:
                 self._publishing.release()
 
-    def heard(self, place: Place, healthy: bool, now: float) -> None:
-        """A check has come to know whether the endpoint is healthy."""
+    def heard(self, place: Place, healthy: bool, now: float, why: str = "") -> None:
+        """A check has come to know whether the endpoint is healthy, and why in a few words."""
         with self.lock:
             node = self._nodes.get(place)
             if node is not None:
                 was = node.health is False, node.is_waiting
+                if node.health is not healthy and (node.health is not None or not healthy):
+                    self.journal.note(HealthChanged, now, node.endpoint, healthy, why)
                 node.health = healthy
                 if was != (not healthy, False):  # that it is well from the first changes nothing
                     self._change(now)
+
+    def set_trouble(self, why: str, now: float) -> None:
+        """What its resolvers fail with, in words; empty if none does."""
+        with self.lock:
+            if why and not self._is_stale:
+                self.journal.note(DiscoveryStale, now, why, now - self._known_at if self.is_known else None)
+            elif self._is_stale and not why:
+                self.journal.note(DiscoveryRecovered, now)
+            self._is_stale = bool(why)
 
     def bar(self, place: Place, now: float) -> None:
         """Take an endpoint out by hand: it gets no call until `unbar`, whatever happens.
@@ -176,7 +214,10 @@ class Cluster:
             ValueError: if there is no such endpoint now.
         """
         with self.lock:
-            self._at(place).is_barred = True
+            node = self._at(place)
+            if not node.is_barred:
+                self.journal.note(Ejected, now, node.endpoint, "hand", "by hand", None)
+            node.is_barred = True
             self.changes_at = now  # nobody taken out by hand is called for another moment
 
     def unbar(self, place: Place, now: float) -> None:
@@ -184,6 +225,8 @@ class Cluster:
         with self.lock:
             node = self._at(place)
             was = node.breaker.state
+            if was != "closed" or node.is_barred:
+                self.journal.note(Restored, now, node.endpoint, "hand")
             if node.breaker.close(now):
                 self._has_turned(node, was, now)
             elif node.is_barred:
@@ -214,6 +257,7 @@ class Cluster:
         was, was_healthy, is_probe = breaker.state, breaker.is_healthy, permit == breaker.generation
         if breaker.record(permit, success, now, partial(self._may_eject, node, now), self.rng):
             self._has_turned(node, was, now)
+            self._tell_of(node, was, now)
         if is_probe and was == "half_open":
             self.probes_at = -inf  # the next one may come at once
         if breaker.is_healthy != was_healthy:
@@ -223,9 +267,33 @@ class Cluster:
         """Why one more call is not let in, in words; empty if it is. Under the lock."""
         if self.in_flight >= self.most:
             return f"it has {self.in_flight} in flight, which is its limit"
-        if self.shedder.is_awake and not self.shedder.admits(now, self.rng):
+        if self.shedder.is_awake and not self.admits(now):
             return f"it is overloaded, and {self.shedder.share(now):.0%} of the calls are refused here"
         return ""
+
+    def admits(self, now: float) -> bool:
+        """Whether the throttle, which is awake, lets one more attempt go. Under the lock."""
+        if self.shedder.admits(now, self.rng):
+            if self._refused_at is not None and now - self._refused_at >= CALM:
+                self._refused_at = None
+                self.journal.note(OverloadEnded, now)
+            return True
+        if self._refused_at is None:
+            self.journal.note(OverloadBegan, now, self.shedder.share(now))
+        self._refused_at = now
+        return False
+
+    def pay(self, now: float, *, throttled: bool) -> float:
+        """Pay for an extra attempt; returns what it cost, 0 for none. Under the lock."""
+        was_exhausted = self.bucket.is_exhausted
+        paid = self.bucket.pay(throttled=throttled)
+        if self.bucket.is_exhausted and not was_exhausted:
+            self.journal.note(BudgetExhausted, now)
+        return paid
+
+    def probed(self, node: Node, now: float) -> None:
+        """A call has become the probe of a node. Under the lock."""
+        self.journal.note(Probing, now, node.endpoint)
 
     def fullness(self) -> str:
         """That every endpoint is at its limit, in words; empty if there is none. Under the lock."""
@@ -272,7 +340,10 @@ class Cluster:
         except BaseException:  # the user's may raise
             self.changes_at = was
             raise
+        news = self._come_and_gone(nodes, now)
         with self.lock:
+            self.journal.add_all(news)
+            self._note_panic(view, now)
             self.panics += view.panic and not self.view.panic
             self.view, self._nodes, self._built_at = view, nodes, now
             present = [node for node in view.nodes if not node.is_barred]
@@ -282,6 +353,38 @@ class Cluster:
             for node in view.ejected:
                 self._hurry(node, now)
             self.probes_at = -inf
+
+    def _come_and_gone(self, nodes: dict[Place, Node], now: float) -> list[Event]:
+        """What is to be noted of these nodes in the place of those before. They may be thousands."""
+        name, news = self.service.name, list[Event]()
+        if nodes is not self._nodes:
+            if self.journal.hears(EndpointRemoved):
+                gone = [node for place, node in self._nodes.items() if place not in nodes]
+                news += [EndpointRemoved(name, now, node.endpoint) for node in gone]
+            if self.journal.hears(EndpointAdded):
+                come = [node for place, node in nodes.items() if place not in self._nodes]
+                news += [EndpointAdded(name, now, node.endpoint) for node in come]
+        return news
+
+    def _note_panic(self, view: View, now: float) -> None:
+        """Note that a panic begins or ends with this view. Under the lock."""
+        if view.panic and not self.view.panic:
+            called = [node for node in view.nodes if node.endpoint.priority == view.priority]
+            level = Level.of(view.priority, called)
+            self.journal.note(PanicBegan, now, level.healthy, level.known)
+        elif self.view.panic and not view.panic:
+            self.journal.note(PanicEnded, now)
+
+    def _tell_of(self, node: Node, was: str, now: float) -> None:
+        """A verdict has changed the state of a node's breaker: note it. Under the lock."""
+        breaker = node.breaker
+        if self._nodes.get(node.endpoint.place) is not node or node.is_barred:
+            return  # nobody calls it in any case
+        if breaker.state == "closed":
+            self.journal.note(Restored, now, node.endpoint, "probe")
+        else:
+            seconds = breaker.seconds_left(now)
+            self.journal.note(Ejected, now, node.endpoint, "breaker", breaker.why, seconds, was == "half_open")
 
     def _change(self, now: float) -> None:
         """The view is to be built anew. Under the lock."""
@@ -323,6 +426,7 @@ class Cluster:
     def forget(self) -> None:
         """After a fork, in the child: nobody holds the lock, and no attempt of the parent's is ours."""
         self.lock, self._publishing = Lock(), Lock()
+        self.journal.forget()
         self.orphans.clear()
         self.in_flight = 0
         self.changes_at = -inf  # whoever was at it in the parent is not here

@@ -66,10 +66,28 @@ class Attempt:
         node.in_flight -= 1
         return True
 
+    def to_dict(self) -> dict[str, Any]:
+        """What is public of it, as plain values that `json.dumps` takes; the endpoint is `host:port`."""
+        return {
+            "endpoint": str(self.endpoint),
+            "kind": self.kind,
+            "why": self.why,
+            "outcome": None if self.outcome is None else str(self.outcome),
+            "status": self.status,
+            "error": self.error,
+            "seconds": self.seconds,
+            "waited": self.waited,
+            "retry_after": self.retry_after,
+        }
+
     def __str__(self) -> str:
-        result = self.status if self.error is None else self.error
-        waited = f" after {self.waited:.3f} s" if self.waited else ""
-        return f"{self.kind}{waited} at {self.endpoint} ({self.why}): {self.outcome} [{result}] in {self.seconds:.3f} s"
+        waited = f" after waiting {_in_units(self.waited)}" if self.waited else ""
+        result = self.error if self.error is not None else f"status {self.status}"
+        advice = "" if self.retry_after is None else f", Retry-After {self.retry_after:.3g} s"
+        ended = (
+            "under way" if self.outcome is None else f"{self.outcome} in {_in_units(self.seconds)}, {result}{advice}"
+        )
+        return f"{self.kind} at {self.endpoint}{waited} ({self.why}): {ended}"
 
     def __repr__(self) -> str:
         return f"<Attempt {self}>"
@@ -89,6 +107,10 @@ class Report:
         self.service = service
         self.attempts: list[Attempt] = []
 
+    def to_dict(self) -> dict[str, Any]:
+        """As plain values that `json.dumps` takes."""
+        return {"service": self.service, "attempts": [attempt.to_dict() for attempt in self.attempts]}
+
     def __str__(self) -> str:
         if not self.attempts:
             return f"{self.service}: no attempt"
@@ -97,6 +119,12 @@ class Report:
 
     def __repr__(self) -> str:
         return f"<Report {self}>"
+
+
+def attach(error: BaseException, made: Report) -> None:
+    """Have an exception carry the report of the call that it leaves, and list it in a note."""
+    error.meshlib_report = made  # type: ignore[attr-defined]
+    error.add_note(f"meshlib: {made}")
 
 
 def report(result: Any) -> Report:
@@ -112,3 +140,7 @@ def report(result: Any) -> Report:
     if not isinstance(found, Report):
         raise ValueError(f"no report: this {type(result).__name__} did not come out of a call through a mesh")
     return found
+
+
+def _in_units(seconds: float) -> str:
+    return f"{seconds:.2f} s" if seconds >= 1.0 else f"{seconds * 1000:.3g} ms"

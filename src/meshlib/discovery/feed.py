@@ -36,11 +36,13 @@ class Membership:
         endpoints: all of them, addresses only; None while there is no first answer.
         known_at: when the oldest part of it was last confirmed.
         warnings: what people should know.
+        trouble: what resolvers fail with now; empty if none does.
     """
 
     endpoints: tuple[Endpoint, ...] | None
     known_at: float
     warnings: tuple[str, ...]
+    trouble: str = ""
 
 
 class Feed:
@@ -103,7 +105,8 @@ class Feed:
         watches = [*self._parts, *self._names.values()]
         known = [watch.last_good.known_at for watch in watches if watch.last_good.known_at is not None]
         said = [f"{each.source}: {words}" for each in watches for words in self._said_of(each, now)]
-        return Membership(endpoints, min(known, default=now), tuple(said))
+        trouble = "; ".join(f"{each.source}: {each.complaint}" for each in watches if each.complaint)
+        return Membership(endpoints, min(known, default=now), tuple(said), trouble)
 
     def _said_of(self, watch: Watch, now: float) -> list[str]:
         """What people should know of a resolver's answers."""

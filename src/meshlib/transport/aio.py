@@ -13,7 +13,7 @@ from typing import Any
 import anyio
 import httpx
 
-from meshlib.core.report import Attempt
+from meshlib.core.report import Attempt, attach
 from meshlib.transport.body import AsyncRecordedBody
 from meshlib.transport.connections import AsyncStacks
 from meshlib.transport.exchange import NETWORK_ERRORS, Exchange, Reply
@@ -47,6 +47,7 @@ class AsyncMeshTransport(httpx.AsyncBaseTransport):
             httpx.TransportError: the last attempt's failure.
         """
         exchange = self._router.exchange(request, AsyncRecordedBody)
+        journal = exchange.cluster.journal
         reply: AsyncReply | None = None
         try:
             now = exchange.started
@@ -54,8 +55,12 @@ class AsyncMeshTransport(httpx.AsyncBaseTransport):
                 await exchange.cluster.pending.wait_async(exchange.deadline - now)
                 now = exchange.clock()
             while (attempt := exchange.begin(now)) is not None:
+                if journal.waiting:
+                    journal.deliver(exchange.cluster)
                 make = self._attempt if exchange.cluster.hedging is None else self._hedged
                 reply, again = await make(exchange, attempt, reply)
+                if journal.waiting:
+                    journal.deliver(exchange.cluster)
                 if again is None:
                     break
                 if again:
@@ -66,8 +71,11 @@ class AsyncMeshTransport(httpx.AsyncBaseTransport):
                 reply.let_go()
             raise
         except BaseException as error:
+            attach(error, exchange.report)
             if reply is not None and not reply.is_over:
                 await reply.give_up(error)
+            if journal.waiting:
+                journal.deliver(exchange.cluster)
             raise
         if reply is None or not reply.is_whole:
             raise exchange.failure()

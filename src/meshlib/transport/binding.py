@@ -286,7 +286,8 @@ def in_words(error: BaseException) -> str:
     name = type(error).__name__
     if isinstance(error.__cause__, httpx.TransportError):
         return name  # an inner transport's text may hold the whole URL
-    return f"{name}: {error}" if isinstance(error, httpcore.NetworkError | httpcore.TimeoutException) else name
+    words = " ".join(str(error).split())
+    return f"{name}: {words}" if isinstance(error, httpcore.NetworkError | httpcore.TimeoutException) else name
 
 
 def retry_after(answer: Answer) -> float | None:

@@ -15,7 +15,7 @@ import httpx
 
 from meshlib.core.call import TIMER_SLACK, Call
 from meshlib.core.outcome import End, Outcome
-from meshlib.core.report import Attempt
+from meshlib.core.report import Attempt, attach
 from meshlib.errors import DeadlineExceeded, NoEndpoints, Overloaded, ResolveError
 from meshlib.scope import NOTHING, current_scope
 from meshlib.transport import binding
@@ -95,10 +95,7 @@ class Exchange(Call):
         """What the options say, else what the request brings."""
         key = self._key
         if key is None:
-            try:
-                key = key_of(self.request)
-            except Exception as error:
-                raise self._with_report(error)  # noqa: B904  # it is the same one, of the caller's own function
+            key = key_of(self.request)
         if not key:
             self.cluster.count_keyless()
         return key
@@ -147,31 +144,32 @@ class Exchange(Call):
         return str(attempt.endpoint) if self.route.host == "endpoint" else self.route.host
 
     def answered(self, attempt: Attempt, answer: binding.Answer) -> float | None:
-        """The headers are there. Returns None if this answer is the call's, else the seconds to wait."""
+        """The headers are there. Returns None if this answer is the call's, else the seconds to wait.
+
+        Raises:
+            Exception: the user's own, from a strategy.
+        """
         if self.body.waited:
             self._account(attempt)
         if answer.status not in self.route.unwell:
             self.succeed(attempt, self.clock(), answer.status, answer.is_closed)
             return None
-        try:
-            return self.settle(
-                attempt,
-                self.clock(),
-                status=answer.status,
-                retry_after=binding.retry_after(answer) if answer.status in binding.RETRY_AFTER_STATUS else None,
-                resendable=self.body.is_resendable,
-                whole=answer.is_closed,
-                overloaded=answer.status == 503 and bool(answer.header(binding.OVERLOADED)),
-                evidence=lambda: answer.evidence(self.request, self.report),
-            )
-        except Exception as error:
-            raise self._with_report(error)  # noqa: B904  # it is the same one, of the user's own strategy
+        return self.settle(
+            attempt,
+            self.clock(),
+            status=answer.status,
+            retry_after=binding.retry_after(answer) if answer.status in binding.RETRY_AFTER_STATUS else None,
+            resendable=self.body.is_resendable,
+            whole=answer.is_closed,
+            overloaded=answer.status == 503 and bool(answer.header(binding.OVERLOADED)),
+            evidence=lambda: answer.evidence(self.request, self.report),
+        )
 
     def broke(self, attempt: Attempt, error: BaseException, connection: Any) -> float | None:
         """The attempt raised. Returns None if the call ends with it, else the seconds to wait.
 
         Raises:
-            Exception: the caller's own, if it was its body or its request that failed.
+            Exception: the caller's own, if it was its body or its request that failed, or a strategy.
         """
         stream = connection.stream if connection else None
         reused = connection is not None and connection.is_reused
@@ -180,21 +178,18 @@ class Exchange(Call):
             error, end = fault, End.caller  # whatever has become of it on its way through the transport
         if self.body.waited:
             self._account(attempt)
-        try:
-            again = self.settle(
-                attempt,
-                self.clock(),
-                end=end,
-                error=binding.in_words(error),
-                sent=stream is not None and stream.sent,
-                resendable=self.body.is_resendable,
-                evidence=lambda: binding.httpx_error(error, self.request),
-            )
-        except Exception as own:
-            raise self._with_report(own)  # noqa: B904  # see `answered`
+        again = self.settle(
+            attempt,
+            self.clock(),
+            end=end,
+            error=binding.in_words(error),
+            sent=stream is not None and stream.sent,
+            resendable=self.body.is_resendable,
+            evidence=lambda: binding.httpx_error(error, self.request),
+        )
         if isinstance(error, Exception):
             if end is End.caller and not isinstance(error, Stalled):
-                raise self._with_report(fault or binding.httpx_error(error, self.request))
+                raise fault or binding.httpx_error(error, self.request)
             self._error = error
         return again
 
@@ -209,7 +204,9 @@ class Exchange(Call):
         Args:
             deadline: what may have run out; default the call's.
         """
-        report = self.report
+        report, journal = self.report, self.cluster.journal
+        if journal.waiting:
+            journal.deliver(self.cluster)
         last, self._error = self._error, None  # its traceback leads back to this object
         if last is None and not self.cluster.is_known:
             last = self._nobody()
@@ -222,7 +219,8 @@ class Exchange(Call):
             error.__cause__ = last
         else:
             error = binding.httpx_error(last or self._nobody(), self.request)
-        return self._with_report(error)
+        attach(error, report)
+        return error
 
     def _nobody(self) -> Exception:
         if self.refused:
@@ -234,11 +232,6 @@ class Exchange(Call):
         """What the source of the body took is not the endpoint's time."""
         self.restart(attempt, attempt.started + self.body.waited)
         self.body.waited = 0.0
-
-    def _with_report(self, error: Exception) -> Exception:
-        error.meshlib_report = self.report  # type: ignore[attr-defined]
-        error.add_note(f"meshlib: {self.report}")
-        return error
 
 
 class Reply:

@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 
 from meshlib.core.cluster import Cluster
-from meshlib.core.report import Report
+from meshlib.core.report import Report, attach
 from meshlib.errors import UnknownService
 from meshlib.service import Service
 from meshlib.transport import binding
@@ -62,7 +62,11 @@ class Router:
         route = self._routes.get(binding.origin_of(request.url))
         if route is None or route.service is not route.cluster.service:
             route = self._route(request.url)
-        return Exchange(route, request, recorder)
+        try:
+            return Exchange(route, request, recorder)
+        except Exception as error:
+            attach(error, Report(route.name))
+            raise
 
     def _route(self, url: httpx.URL) -> Route:
         """Find the way to the service that the URL names, and remember it."""
@@ -80,7 +84,7 @@ class Router:
 
     def _unknown(self, name: str, hint: str) -> UnknownService:
         error = UnknownService(name, self._clusters, hint)
-        error.meshlib_report = Report(name)  # type: ignore[attr-defined]
+        attach(error, Report(name))
         return error
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import httpx
 
-from meshlib.core.report import Attempt
+from meshlib.core.report import Attempt, attach
 from meshlib.transport.body import RecordedBody
 from meshlib.transport.connections import SyncStacks
 from meshlib.transport.exchange import NETWORK_ERRORS, Exchange, Reply
@@ -46,6 +46,7 @@ class MeshTransport(httpx.BaseTransport):
             httpx.TransportError: the last attempt's failure.
         """
         exchange = self._router.exchange(request, RecordedBody)
+        journal = exchange.cluster.journal
         reply: SyncReply | None = None
         try:
             now = exchange.started
@@ -53,16 +54,23 @@ class MeshTransport(httpx.BaseTransport):
                 exchange.cluster.pending.wait(exchange.deadline - now)
                 now = exchange.clock()
             while (attempt := exchange.begin(now)) is not None:
+                if journal.waiting:
+                    journal.deliver(exchange.cluster)
                 make = self._attempt if exchange.cluster.hedging is None else self._hedged
                 reply, again = make(exchange, attempt, reply)
+                if journal.waiting:
+                    journal.deliver(exchange.cluster)
                 if again is None:
                     break
                 if again:
                     time.sleep(again)
                 now = exchange.clock()
         except BaseException as error:
+            attach(error, exchange.report)
             if reply is not None and not reply.is_over:
                 reply.give_up(error)
+            if journal.waiting:
+                journal.deliver(exchange.cluster)
             raise
         if reply is None or not reply.is_whole:
             raise exchange.failure()
