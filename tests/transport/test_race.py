@@ -27,7 +27,7 @@ from meshlib.transport.stack import Connection
 SLOW = {"delay": 1.0}
 HANG = {"fault": "hang"}
 BUSY = {"status": 503}
-LATER = 0.1
+LATER = 0.25
 """Seconds after which an answer comes when a backup is under way."""
 
 

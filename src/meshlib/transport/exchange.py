@@ -176,7 +176,9 @@ class Exchange(Call):
         end = binding.end_of(error, reused=reused, answered=stream is not None and stream.answered)
         if (fault := self.body.error) is not None and isinstance(error, Exception):
             error, end = fault, End.caller  # whatever has become of it on its way through the transport
-        if self.body.waited:
+        if end is End.caller and isinstance(error, Exception):
+            self.restart(attempt, self.clock())  # what its body took or its request lacked is not the endpoint's time
+        elif self.body.waited:
             self._account(attempt)
         again = self.settle(
             attempt,
