@@ -13,7 +13,18 @@ from typing import Any
 import pytest
 from story import START, Story
 
-from meshlib import Breaker, ConsistentHash, LeastRequest, PeakEwma, Random, RoundRobin, Timeout
+from meshlib import (
+    Breaker,
+    Budget,
+    ConsistentHash,
+    LeastRequest,
+    PeakEwma,
+    Random,
+    Retry,
+    RoundRobin,
+    Throttle,
+    Timeout,
+)
 from meshlib.core.outcome import End
 
 pytestmark = pytest.mark.once
@@ -120,6 +131,45 @@ def one_fails_often(balancer: Any, rate: float, seconds: float, failure: int | E
     story = Story(seed=3, balancer=balancer)
     story.set(0, 0, failing=0.3, failure=failure)
     return story.load(rate, seconds)
+
+
+NAIVE = {
+    "throttle": Throttle(enforce=False),
+    "breaker": Breaker(enforce=False),
+    "retry": Retry(budget=Budget(capacity=1e9)),
+}
+
+
+def jammed(rate: float, processes: int = 1, **service: Any) -> Story:
+    """A server at 0.8 load stands still from 10 s to 20 s; it works through what came, whoever still waits for it."""
+    told = Story(1, processes=processes, mean=0.8 / rate, slots=1, timeout=Timeout(attempt=0.5, total=1.0), **service)
+    told.at(10, told.servers[0].hang)
+    told.at(20, told.servers[0].resume)
+    return told.load(rate, 32, callers=int(3 * rate), total=1.0)
+
+
+def good(told: Story, since: float, until: float) -> float:
+    """The share of the calls begun in these seconds that succeeded."""
+    calls = told.between(since, until)
+    return sum(not call.failed for call in calls) / len(calls)
+
+
+@pytest.mark.parametrize(("rate", "processes"), [(50, 1), (200, 1), (100, 4)])
+def test_B4_a_server_that_stood_still_for_10_s_has_its_calls_back_within_5_s(rate: float, processes: int) -> None:
+    told = jammed(rate, processes)
+    assert good(told, 11, 20) < 0.05
+    assert [good(told, second, second + 1) >= 0.95 for second in range(25, 30)] == [True] * 5
+    naive = jammed(rate, processes, **NAIVE)
+    assert good(naive, 25, 32) < 0.5, "callers that just retry do not let it come back"
+
+
+@pytest.mark.parametrize("status", [429, 503])
+@pytest.mark.parametrize(("rate", "bar"), [(5, 1.25), (50, 1.10)])
+def test_B1_in_an_outage_whose_answers_ask_for_fewer_there_are_fewer(rate: float, bar: float, status: int) -> None:
+    told = Story(3)
+    told.set(10, 0, 1, 2, failing=1.0, failure=status, retry_after=0.2)
+    calls = told.load(rate, 70, total=5.0).between(10, 70)
+    assert sum(call.attempts for call in calls) <= bar * len(calls)
 
 
 @pytest.mark.parametrize(
