@@ -21,8 +21,6 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import groupby
 from weakref import WeakSet
 
-import anyio
-
 from meshlib import events
 from meshlib.core.cluster import Cluster
 from meshlib.core.journal import MOST, Backlog
@@ -106,6 +104,8 @@ class Delivery:
 
     async def wait_async(self) -> None:
         """See `wait`; on asyncio and trio."""
+        import anyio  # it is heavy, and a mesh that is closed from sync code does without it
+
         with anyio.move_on_after(PATIENCE):
             while any(each.busy is not None for each in self._subscribers):  # noqa: ASYNC110  # it is another thread
                 await anyio.sleep(0.005)
