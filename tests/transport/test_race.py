@@ -455,7 +455,7 @@ def test_over_an_inner_transport_async_calls_are_hedged_and_sync_ones_are_not(no
 
     async def main() -> None:
         factory = Factory()
-        mesh = over(*places, inner=factory, hedge=Hedge(after=0.05))
+        mesh = over(*places, inner=factory, hedge=Hedge(after=0.3))
         async with mesh.async_client("orders") as client:
             await client.get("/")
             factory.made[0]._hang = True  # and the other is next in turn
