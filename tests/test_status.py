@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 import httpx
@@ -292,24 +293,24 @@ def test_headers_that_come_twice_are_one_value_for_auth(mesh: Mesh) -> None:
     assert [twice[0]["status"], once[0]["status"]] == [403, 200]
 
 
-# Frameworks, where they are installed
+# Frameworks
 
 
 def test_starlette_mounts_it(mesh: Mesh) -> None:
-    applications = pytest.importorskip("starlette.applications")
-    routing = pytest.importorskip("starlette.routing")
+    applications = import_module("starlette.applications")
+    routing = import_module("starlette.routing")
     app = applications.Starlette(routes=[routing.Mount("/deep", routes=[routing.Mount("/x", asgi.status_app(mesh))])])
     assert _services(lambda path: Door("asgi").ask(app, path)) == {"orders"}
 
 
 def test_fastapi_mounts_it(mesh: Mesh) -> None:
-    app = pytest.importorskip("fastapi").FastAPI()
+    app = import_module("fastapi").FastAPI()
     app.mount("/deep/x", asgi.status_app(mesh))
     assert _services(lambda path: Door("asgi").ask(app, path)) == {"orders"}
 
 
 def test_flask_mounts_it(mesh: Mesh) -> None:
-    flask, dispatching = pytest.importorskip("flask"), pytest.importorskip("werkzeug.middleware.dispatcher")
+    flask, dispatching = import_module("flask"), import_module("werkzeug.middleware.dispatcher")
     app = flask.Flask(__name__)
     app.wsgi_app = dispatching.DispatcherMiddleware(app.wsgi_app, {"/deep/x": wsgi.status_app(mesh)})
     door = Door("wsgi")

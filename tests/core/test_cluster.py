@@ -11,7 +11,7 @@ from math import inf
 from typing import Any, ClassVar
 
 import pytest
-from scripted import LOST, OK, REFUSED, UNAVAILABLE, Stage, Step, answer, broke
+from scripted import LOST, OK, REFUSED, UNAVAILABLE, InOrder, Stage, Step, answer, broke
 
 from meshlib import Breaker, Endpoint, LeastRequest, Service
 from meshlib.core.cluster import Cluster
@@ -381,3 +381,21 @@ def test_a_view_is_made_without_the_lock_that_calls_need() -> None:
     cluster = Cluster(Service("orders", ["10.0.0.1:80"], balancer=Looking()), random.Random(1))
     cluster.publish([Endpoint("10.0.0.1", 80)], "paper", 0.0)
     assert locked == [False]
+
+
+def test_what_changes_while_a_view_cannot_be_built_is_not_forgotten() -> None:
+    stage = Stage(2)
+
+    class Failing:
+        def prepare(self, nodes: Any, rng: Any) -> Any:
+            stage.cluster.heard(("10.0.0.1", 80), False, stage.clock())
+            raise RuntimeError("no order today")
+
+    service = stage.cluster.service
+    object.__setattr__(service, "balancer", Failing())
+    with pytest.raises(RuntimeError, match="no order today"):
+        stage.publish("10.0.0.1:80", "10.0.0.2:80", "10.0.0.3:80")
+    object.__setattr__(service, "balancer", InOrder())
+    attempt = stage.call().begin(stage.clock())
+    assert attempt is not None
+    assert str(attempt.endpoint) == "10.0.0.2:80"

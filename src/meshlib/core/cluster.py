@@ -338,7 +338,8 @@ class Cluster:
         try:  # a balancer may take long, while calls go on
             view = View.build(tuple(nodes.values()), levels, self.service, self.rng, self._zone, now)
         except BaseException:  # the user's may raise
-            self.changes_at = was
+            with self.lock:
+                self.changes_at = min(self.changes_at, was)  # and what has changed meanwhile is not forgotten
             raise
         news = self._come_and_gone(nodes, now)
         with self.lock:
