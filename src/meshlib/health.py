@@ -155,6 +155,7 @@ class Rounds:
 
     def _take(self, node: Node, standing: Standing, finding: Finding) -> None:
         was = standing.healthy
+        self._cluster.checked(finding.passed)
         if standing.hear(finding.passed):
             self._cluster.heard(node.endpoint.place, finding.passed, self._clock())
             if not finding.passed or was is not None:  # that a node is well from the first is no news

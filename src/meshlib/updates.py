@@ -87,6 +87,7 @@ class Updates:
 
     def _take_over(self, cluster: Cluster, ready: Ready, found: Membership) -> None:
         cluster.warnings = found.warnings
+        cluster.asked(found.answers, found.errors, found.holds_until)
         if found.endpoints is None:
             return
         if cluster.view.nodes and not found.endpoints:

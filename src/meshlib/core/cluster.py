@@ -21,6 +21,7 @@ from meshlib.core.hedge import Hedging
 from meshlib.core.node import Node, remembering
 from meshlib.core.report import Attempt
 from meshlib.core.snapshot import NodeSnapshot, ServiceSnapshot
+from meshlib.core.tally import Tally
 from meshlib.core.throttle import Shedder
 from meshlib.core.view import View, most_ejected
 from meshlib.endpoint import Endpoint, Place
@@ -75,6 +76,8 @@ class Cluster:
         slow_call: seconds after which an answer counts as a failure.
         in_flight: attempts whose response has not ended.
         panics: how often a panic has begun.
+        tally: what else has happened.
+        holds_until: when what is known of the endpoints grows stale; infinite if it never does.
         doubted: the settings of which something was said in the log.
         keyless, cut_short: see `Traffic`.
         bucket: the retry budget.
@@ -106,6 +109,8 @@ class Cluster:
         self.warnings: tuple[str, ...] = ()
         self.doubted: set[str] = set()
         self.in_flight = self.panics = self.keyless = self.cut_short = 0
+        self.tally = Tally()
+        self.holds_until = inf
         self.changes_at, self._built_at = inf, -inf
         self.view = View.build((), service, rng, zone, 0.0)
 
@@ -132,6 +137,7 @@ class Cluster:
                         node.endpoint = endpoint
                 self._build(nodes, now)
                 self._published = wanted
+                self.tally.changes += 1
             self.source, self._known_at = source, now
             if not self.is_known:
                 self._known_since = now
@@ -160,6 +166,18 @@ class Cluster:
                 if was != (not healthy, False):  # that it is well from the first changes nothing
                     self._change(now)
 
+    def checked(self, passed: bool) -> None:
+        """A check was made; see `heard` for what they add up to."""
+        with self.lock:
+            self.tally.checks[passed] += 1
+
+    def asked(self, answers: int, errors: int, holds_until: float) -> None:
+        """Resolvers have answered so often and failed so often since the last time."""
+        with self.lock:
+            self.tally.answers[True] += answers
+            self.tally.answers[False] += errors
+            self.holds_until = holds_until
+
     def bar(self, place: Place, now: float) -> None:
         """Take an endpoint out by hand: it gets no call until `unbar`, whatever happens.
 
@@ -167,7 +185,9 @@ class Cluster:
             ValueError: if there is no such endpoint now.
         """
         with self.lock:
-            self._at(place).is_barred = True
+            node = self._at(place)
+            self.tally.ejections["manual", True] += not node.is_barred
+            node.is_barred = True
             self.changes_at = now  # nobody taken out by hand is called for another moment
 
     def unbar(self, place: Place, now: float) -> None:
@@ -201,17 +221,21 @@ class Cluster:
     def record(self, node: Node, permit: int, success: bool | None, now: float) -> None:
         """Tell a node's breaker a verdict. Under the lock."""
         breaker = node.breaker
-        was, was_healthy = breaker.state, breaker.is_healthy
+        was, was_healthy, unenforced = breaker.state, breaker.is_healthy, breaker.unenforced
         if breaker.record(permit, success, now, partial(self._may_eject, node, now), self.rng):
             self._has_turned(node, was, now)
+        elif breaker.unenforced != unenforced:
+            self.tally.ejections[breaker.fault, False] += 1
         if breaker.is_healthy != was_healthy:
             self._change(now)
 
     def refusal(self, now: float) -> str:
         """Why one more call is not let in, in words; empty if it is. Under the lock."""
         if self.in_flight >= self.most:
+            self.tally.refusals["limit"] += 1
             return f"it has {self.in_flight} in flight, which is its limit"
         if self.shedder.is_awake and not self.shedder.admits(now, self.rng):
+            self.tally.refusals["throttle"] += 1
             return f"it is overloaded, and {self.shedder.share(now):.0%} of the calls are refused here"
         return ""
 
@@ -220,6 +244,7 @@ class Cluster:
         limit = self.service.limit
         if limit is None or limit.per_endpoint is None or not self.view.offered:
             return ""
+        self.tally.refusals["limit"] += 1
         return f"each of its endpoints has {limit.per_endpoint} in flight, which is their limit"
 
     def count_keyless(self) -> None:
@@ -289,12 +314,14 @@ class Cluster:
 
     def _has_turned(self, node: Node, was: str, now: float) -> None:
         """A node's breaker has opened or closed. Under the lock."""
-        priority = node.endpoint.priority
-        if node.breaker.state == "closed":
+        priority, breaker = node.endpoint.priority, node.breaker
+        self.tally.turns[breaker.state] += 1
+        if breaker.state == "closed":
             self._ejected[priority] -= 1
             node.recover(now)
         else:
             self._ejected[priority] += was == "closed"
+            self.tally.ejections[breaker.fault, True] += was == "closed"
             self._hurry(node, now)
 
     def _hurry(self, node: Node, now: float) -> None:
