@@ -150,11 +150,16 @@ class Call:
         attempt.started = now
         attempt.deadline = min(now + self._attempt_timeout, self.deadline)
 
-    def connected(self, attempt: Attempt, now: float) -> None:
+    def connected(self, attempt: Attempt, now: float, *, queued: bool = False) -> None:
         """The attempt has waited for its connection and has it: what its node is remembered for begins here.
 
         A new connection costs several times what an answer does, and a place in our own queue says nothing of the node;
         balancers would avoid whoever was connected to last.
+
+        Args:
+            attempt: it.
+            now: the time.
+            queued: whether it has waited for a connection of ours, rather than for a new one.
         """
         with self.cluster.lock:
             attempt.node.restart(attempt.number, now)

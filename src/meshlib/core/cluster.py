@@ -8,11 +8,11 @@ lock is held for arithmetic only.
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from math import inf
 from threading import Lock
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from meshlib.core.budget import Bucket
 from meshlib.core.chance import Rng
@@ -56,6 +56,14 @@ class Pending(Protocol):
         ...
 
 
+class Observer(Protocol):
+    """What a call is observed by."""
+
+    def begin(self, method: str, url: Callable[[], str]) -> Any:
+        """A call begins; returns what hears of the rest."""
+        ...
+
+
 class Cluster:
     """The live state of a service.
 
@@ -69,6 +77,7 @@ class Cluster:
         pending: what a call waits for before it begins; None as a rule.
         source: where the endpoints come from, for people.
         is_known: whether there was a first answer, which may have been that there is no endpoint.
+        known_at: when the endpoints were last confirmed.
         warnings: what people should know of the endpoints and where they come from.
         changes_at: when the view is to be built anew; see `refresh`.
         shedder: what the throttle has heard.
@@ -81,6 +90,7 @@ class Cluster:
         doubted: the settings of which something was said in the log.
         keyless, cut_short: see `Traffic`.
         bucket: the retry budget.
+        telemetry: what begins the trails of observed calls; None while nobody observes them.
         hedging: when a call gets a backup request; None for never.
         orphans: attempts whose response was garbage-collected without being closed. A finalizer may run while this
             very thread holds the lock, so it appends here and the next call does the counting.
@@ -103,13 +113,14 @@ class Cluster:
         self._sizes: Counter[int] = Counter()
         self._ejected: Counter[int] = Counter()
         self.source = ""
-        self._known_at = self._known_since = 0.0
+        self.known_at = self._known_since = 0.0
         self.pending: Pending | None = None
         self.is_known = False
         self.warnings: tuple[str, ...] = ()
         self.doubted: set[str] = set()
         self.in_flight = self.panics = self.keyless = self.cut_short = 0
         self.tally = Tally()
+        self.telemetry: Observer | None = None
         self.holds_until = inf
         self.changes_at, self._built_at = inf, -inf
         self.view = View.build((), service, rng, zone, 0.0)
@@ -138,7 +149,7 @@ class Cluster:
                 self._build(nodes, now)
                 self._published = wanted
                 self.tally.changes += 1
-            self.source, self._known_at = source, now
+            self.source, self.known_at = source, now
             if not self.is_known:
                 self._known_since = now
             self.is_known = True  # now that the view is there: who waits for this looks without the lock
@@ -216,7 +227,7 @@ class Cluster:
             return f"its endpoints are not known yet{said}"
         if self._nodes:
             return "no endpoint is to be called now"
-        return f"it has no endpoint, as of {now - self._known_at:.0f} s ago{said or f' ({self.source})'}"
+        return f"it has no endpoint, as of {now - self.known_at:.0f} s ago{said or f' ({self.source})'}"
 
     def record(self, node: Node, permit: int, success: bool | None, now: float) -> None:
         """Tell a node's breaker a verdict. Under the lock."""
@@ -352,7 +363,7 @@ class Cluster:
                 panic=view.panic,
                 budget_tokens=self.bucket.tokens,
                 source=self.source,
-                age=now - self._known_at if self.is_known else None,
+                age=now - self.known_at if self.is_known else None,
                 warnings=(*self.warnings, *(doubt.text for doubt in self.doubts(now))),
             )
 

@@ -59,13 +59,14 @@ class AsyncMeshTransport(httpx.AsyncBaseTransport):
                 if again:
                     await anyio.sleep(again)
                 now = exchange.clock()
+            if reply is None or not reply.is_whole:
+                raise exchange.failure()
+            return exchange.deliver(reply)
         except BaseException as error:
+            exchange.left(error)
             if reply is not None and not reply.is_over:
                 await reply.give_up(error)
             raise
-        if reply is None or not reply.is_whole:
-            raise exchange.failure()
-        return reply.response()
 
     async def aclose(self) -> None:
         """Close every idle connection."""

@@ -56,6 +56,7 @@ class Exchange(Call):
         terms: what holds for the call.
         started: when it began.
         body: what is sent.
+        trail: what hears of it if it is observed; see `meshlib.transport.observed`.
 
     Raises:
         TypeError, ConfigError: for options in `extensions["meshlib"]` that cannot be.
@@ -64,6 +65,7 @@ class Exchange(Call):
 
     _error: Exception | None = None
     _serving = 1
+    trail: Any = None
 
     def __init__(self, route: Route, request: httpx.Request, recorder: Recorder) -> None:
         terms = route.terms
@@ -197,6 +199,14 @@ class Exchange(Call):
                 raise self._with_report(fault or binding.httpx_error(error, self.request))
             self._error = error
         return again
+
+    def deliver(self, reply: Any) -> httpx.Response:
+        """The call ends with this answer."""
+        response: httpx.Response = reply.response()
+        return response
+
+    def left(self, error: BaseException) -> None:
+        """The call ends with this exception."""
 
     def body_died(self, error: Exception) -> Exception:
         """The exception for a body that did not end well."""

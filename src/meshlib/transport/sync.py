@@ -60,13 +60,14 @@ class MeshTransport(httpx.BaseTransport):
                 if again:
                     time.sleep(again)
                 now = exchange.clock()
+            if reply is None or not reply.is_whole:
+                raise exchange.failure()
+            return exchange.deliver(reply)
         except BaseException as error:
+            exchange.left(error)
             if reply is not None and not reply.is_over:
                 reply.give_up(error)
             raise
-        if reply is None or not reply.is_whole:
-            raise exchange.failure()
-        return reply.response()
 
     def close(self) -> None:
         """Close every idle connection."""
