@@ -1,0 +1,3 @@
+from meshlib.telemetry.sdk import Running, setup
+
+__all__ = ["Running", "setup"]
