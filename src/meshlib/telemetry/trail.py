@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from opentelemetry import context as contexts
 from opentelemetry import propagate
+from opentelemetry.context import Context
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode, Tracer, set_span_in_context
 
 from meshlib.core.outcome import Outcome
@@ -23,8 +24,6 @@ from meshlib.telemetry.recorded import Recorder, known_method
 from meshlib.telemetry.words import OTHER, error_of, error_of_status
 
 if TYPE_CHECKING:
-    from opentelemetry.context import Context
-
     from meshlib.core.report import Attempt
 
 WAIT = "meshlib.wait"
@@ -38,6 +37,8 @@ SUPPRESSING = (
     "suppress_instrumentation",
 )
 """What other instrumentation looks for before it makes a span of its own. The API has no public names for them."""
+
+SUPPRESSED = dict.fromkeys(SUPPRESSING, True)
 
 FAILED = Status(StatusCode.ERROR)
 
@@ -153,9 +154,10 @@ class Trail:
 
     def headers(self, attempt: Attempt) -> dict[str, str]:
         """What tells the next hop where in the trace it is."""
+        if self._line.tracer is None:
+            return {}
         carrier: dict[str, str] = {}
-        if self._line.tracer is not None:
-            propagate.inject(carrier, self._context_of(attempt))
+        propagate.inject(carrier, self._context_of(attempt))
         return carrier
 
     def attempt_ends(self, attempt: Attempt, by: BaseException | None = None, *, is_late: bool = False) -> None:
@@ -256,6 +258,4 @@ def _why(attempt: Attempt, by: BaseException | None, is_late: bool) -> str | Non
 
 
 def _suppressing(context: Context) -> Context:
-    for key in SUPPRESSING:
-        context = contexts.set_value(key, True, context)
-    return context
+    return Context({**context, **SUPPRESSED})

@@ -157,8 +157,8 @@ class InnerConnection(Bounded):
         moved = binding.inner_request(
             exchange.request, route.scheme, attempt.endpoint, host, told, number, body, timeout
         )
-        if exchange.trail is not None:
-            moved.headers.update(exchange.trail.headers(attempt))
+        if exchange.trail is not None and (carried := exchange.trail.headers(attempt)):
+            moved.headers.update(carried)
         return moved
 
     def _translated(self, error: httpx.TransportError) -> Exception:

@@ -54,7 +54,8 @@ class ObservedExchange(Exchange):
     def head(self, attempt: Attempt) -> tuple[bytes, bytes, list[tuple[bytes, bytes]]]:
         """See `Exchange.head`."""
         method, target, headers = super().head(attempt)
-        return method, target, binding.carrying(headers, self.trail.headers(attempt))
+        carried = self.trail.headers(attempt)
+        return method, target, binding.carrying(headers, carried) if carried else headers
 
     def answered(self, attempt: Attempt, answer: binding.Answer) -> float | None:
         """See `Exchange.answered`."""
