@@ -1,7 +1,7 @@
 """What it costs to be observed: microseconds that a call takes more than in a mesh that knows of no telemetry at all.
 
-Decides what is switched on. The transport below answers at once (see `tax`), so next to nothing but our own work is
-measured, and the SDK's. Nothing is exported while it is: a reader in memory collects when it is asked to, which is never.
+Decides what is switched on. The transport below answers at once (see `tax`), so that little but our own work and the
+SDK's is measured. Nothing is exported meanwhile: a reader in memory collects when it is asked to, which is never.
 """
 
 from __future__ import annotations
