@@ -89,8 +89,9 @@ def test_setup_serves_prometheus(upstream: Upstream) -> None:
     said = run(
         CALL
         + """
+client.get("/")
 with telemetry.setup("checkout", prometheus_port=0) as running:
-    client.get("/")  # no look for providers is waited for
+    client.get("/")  # though the next look for providers is not due yet
     print(httpx.get(f"http://127.0.0.1:{running.prometheus_port}/metrics", trust_env=False).text)
 client.close()
 """,

@@ -201,8 +201,6 @@ class Trail:
             line.recorder.call(self._method, seconds, outcome, status, error, self._context)
             if len(attempts) > 1:
                 line.recorder.extra(self._method, attempts, self._context)
-        while self._tries:
-            self._tries.popitem()[1][0].end()
         if self._call is not None:
             self._tell_call(self._call, len(attempts), outcome, status, error)
 
