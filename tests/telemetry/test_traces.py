@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
@@ -16,7 +17,8 @@ from seen import Seen
 
 from conftest import Colour
 from meshes import get_or_error, post_or_error, refusing
-from meshlib import ConfigError, Hedge, Limit, Mesh, Retry, Service, Timeout
+from meshlib import ConfigError, Connections, Endpoint, Hedge, Limit, Mesh, Retry, Service, Timeout
+from meshlib.discovery import Resolution
 from meshlib.telemetry import trail
 from meshlib.testing import Upstream, upstreams
 
@@ -172,6 +174,17 @@ def test_T2_a_hedge_is_beside_the_first_attempt(colour: Colour, two: list[Upstre
     assert seen.value("meshlib.client.call.hedges") == 1
 
 
+def test_T2_a_wait_for_a_connection_is_on_the_attempt(two: list[Upstream], seen: Seen) -> None:
+    two[0].script({"delay": 0.2})
+    mesh = seen.mesh(two[0], connections=Connections(max_per_endpoint=1))
+    with mesh.client("orders") as client, ThreadPoolExecutor(2) as pool:
+        list(pool.map(client.get, ["/", "/"]))
+    [event] = [event for span in seen.attempts for event in span.events]
+    assert event.attributes is not None
+    assert event.attributes["meshlib.wait.reason"] == "slot"
+    assert 0.05 < float(str(event.attributes["meshlib.wait.seconds"])) < 5.0
+
+
 FAILURES = [
     ({"fault": "hang"}, {"timeout": Timeout(total=2, attempt=0.1)}, "timeout", "timeout"),
     ({"fault": "hang"}, {"timeout": Timeout(total=0.1)}, "deadline", "deadline"),
@@ -259,18 +272,17 @@ def test_T2_waiting_is_told_by_events(two: list[Upstream], seen: Seen) -> None:
     assert seen.value("meshlib.client.call.retry_delay") == 1
 
 
-def test_T2_a_wait_for_the_endpoints_is_told(seen: Seen, two: list[Upstream], no_leaks: None) -> None:
-    from meshlib.discovery import Resolution
-
-    class Slow:
+@pytest.mark.parametrize("spans", ["call", "attempt"])
+def test_T2_a_wait_for_the_endpoints_is_told(spans: str, two: list[Upstream], seen: Seen, no_leaks: None) -> None:
+    class Found:
         async def resolve(self, service: str, previous: Resolution | None) -> Resolution:
             return Resolution([Endpoint.parse(two[0].address)], 60.0)
 
-    from meshlib import Endpoint
-
-    with Mesh(Service("orders", Slow()), **seen.told_to()) as mesh, mesh.client("orders") as client:
+    tell: Any = {"spans": spans}
+    with Mesh(Service("orders", Found()), **seen.told_to(tell)) as mesh, mesh.client("orders") as client:
         client.get("/")
-    [event] = seen.calls[0].events
+    [span] = seen.spans
+    [event] = span.events
     assert (event.attributes or {})["meshlib.wait.reason"] == "resolve"
     assert seen.value("meshlib.resolver.updates", meshlib__resolver__result="answered") == 1
     assert seen.value("meshlib.resolver.staleness") == 0.0

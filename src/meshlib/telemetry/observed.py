@@ -11,10 +11,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from math import inf, isfinite
+from threading import Lock
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from weakref import WeakKeyDictionary, WeakSet
 
 from opentelemetry.metrics import CallbackOptions, Meter, Observation
+
+from meshlib.fork import inherited
 
 if TYPE_CHECKING:
     from meshlib.core.cluster import Cluster
@@ -77,18 +80,31 @@ class Source:
             yield Service(cluster, now, connections.get(name, (0, 0)))
 
 
-_sources: WeakKeyDictionary[Any, WeakSet[Source]] = WeakKeyDictionary()
+class Sources:
+    """The meshes that each provider sees."""
+
+    def __init__(self) -> None:
+        self._known: WeakKeyDictionary[Any, WeakSet[Source]] = WeakKeyDictionary()
+        self.forget()
+        inherited.add(self)
+
+    def forget(self) -> None:
+        """After a fork, in the child: nobody holds the lock."""
+        self._lock = Lock()
+
+    def add(self, provider: Any, meter: Meter, source: Source) -> None:
+        """Have the provider's readers see this mesh as well, for as long as it lives."""
+        with self._lock:
+            known = self._known.get(provider)
+            if known is None:
+                known = self._known[provider] = WeakSet()
+                for each in OBSERVED:
+                    create: Any = getattr(meter, f"create_observable_{each.kind}")
+                    create(each.name, [partial(_observations, each, known)], each.unit, each.description)
+            known.add(source)
 
 
-def observe(provider: Any, meter: Meter, source: Source) -> None:
-    """Have the provider's readers see this mesh as well, for as long as it lives."""
-    known = _sources.get(provider)
-    if known is None:
-        known = _sources[provider] = WeakSet()
-        for each in OBSERVED:
-            create: Any = getattr(meter, f"create_observable_{each.kind}")
-            create(each.name, [partial(_observations, each, known)], each.unit, each.description)
-    known.add(source)
+sources = Sources()
 
 
 def _observations(observed: Observed, sources: WeakSet[Source], options: CallbackOptions) -> Iterable[Observation]:

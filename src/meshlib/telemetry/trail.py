@@ -113,7 +113,8 @@ class Trail:
 
     def waited(self, reason: str, seconds: float, attempt: Attempt | None = None) -> None:
         """The call has waited: `resolve` for its endpoints, `slot` for a connection, `back_off` before an attempt."""
-        span = self._tries[attempt][0] if attempt in self._tries else self._call
+        own = None if attempt is None or attempt not in self._tries else self._tries[attempt][0]
+        span = own or self._call if reason == "slot" else self._call or own
         if span is not None and span.is_recording():
             span.add_event(WAIT, {"meshlib.wait.reason": reason, "meshlib.wait.seconds": seconds})
 
@@ -133,7 +134,7 @@ class Trail:
             if span.is_recording():
                 span.set_attributes(self._seen_at_start(attempt, number))
         if attempt.waited:
-            self.waited("back_off", attempt.waited, None if self._call is not None else attempt)
+            self.waited("back_off", attempt.waited, attempt)
 
     def _seen_at_start(self, attempt: Attempt, number: int) -> dict[str, str | int]:
         endpoint = attempt.endpoint

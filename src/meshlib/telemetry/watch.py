@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from math import inf
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
+from meshlib.fork import inherited
 from meshlib.telemetry.providers import may_change, recording
 
 if TYPE_CHECKING:
@@ -59,10 +61,23 @@ class Telemetry:
         self._meters: Any = None
         self._tracers: Any = None
         self.looks_at = -inf
+        self.forget()
+        inherited.add(self)
         _all.add(self)
 
     def look(self) -> None:
-        """See whether there are providers now."""
+        """See whether there are providers now; whoever comes while somebody else is at it goes on without."""
+        if self._is_looking.acquire(blocking=False):
+            try:
+                self._look()
+            finally:
+                self._is_looking.release()
+
+    def forget(self) -> None:
+        """After a fork, in the child: nobody is looking."""
+        self._is_looking = Lock()
+
+    def _look(self) -> None:
         meters, tracers = self._given
         found_meters = self._meters or recording(meters, "opentelemetry.metrics", "get_meter_provider")
         found_tracers = self._tracers or recording(tracers, "opentelemetry.trace", "get_tracer_provider")
@@ -75,7 +90,7 @@ class Telemetry:
 
     def _begin(self) -> None:
         """Have calls leave their trails from now on."""
-        from meshlib.telemetry.observed import Source, observe
+        from meshlib.telemetry.observed import Source, sources
         from meshlib.telemetry.recorded import Instruments, Recorder
         from meshlib.telemetry.trail import Line
 
@@ -84,7 +99,7 @@ class Telemetry:
             meter = self._meters.get_meter("meshlib", _version())
             instruments = Instruments(meter)
             self._source = Source(self._clusters, self._clock, self._connections)
-            observe(self._meters, meter, self._source)
+            sources.add(self._meters, meter, self._source)
         tracer = None if self._tracers is None else self._tracers.get_tracer("meshlib", _version())
         for name, cluster in self._clusters.items():
             scheme = "http" if cluster.service.tls is None else "https"

@@ -31,11 +31,12 @@ class ObservedExchange(Exchange):
 
     def begin(self, now: float) -> Attempt | None:
         """See `Call.begin`."""
-        if now > self.started and not self.report.attempts:  # else it is the very instant
-            self.trail.waited("resolve", now - self.started)
+        waited = 0.0 if self.report.attempts else now - self.started  # else it is the very instant
         attempt = super().begin(now)
         if attempt is not None:
             self.trail.attempt_begins(attempt)
+        if waited > 0.0:
+            self.trail.waited("resolve", waited, attempt)
         return attempt
 
     def begin_hedge(self, now: float) -> Attempt | None:
