@@ -27,7 +27,7 @@ Rows = Iterable[tuple[Mapping[str, str | bool], float]]
 
 Kind = Literal["counter", "gauge", "up_down_counter"]
 
-ENDPOINT_STATES = ("closed", "open", "half_open", "unhealthy", "waiting", "taken_out")
+ENDPOINT_STATES: tuple[str, ...] = ("closed", "open", "half_open", "unhealthy", "waiting", "taken_out")
 
 
 class Service(NamedTuple):
@@ -133,7 +133,7 @@ def _connections(service: Service) -> Rows:
 
 
 def _endpoints(service: Service) -> Rows:
-    counts = dict.fromkeys(ENDPOINT_STATES, 0)
+    counts: dict[str, int] = dict.fromkeys(ENDPOINT_STATES, 0)
     for node in service.cluster.view.nodes:
         counts[_state(node)] += 1
     for state, count in counts.items():
