@@ -254,7 +254,7 @@ OBSERVED = (
     Observed(
         "meshlib.panic",
         "gauge",
-        "1",
+        "{service}",
         "1 while breakers are ignored since too few endpoints are healthy.",
         _panic,
     ),
