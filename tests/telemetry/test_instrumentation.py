@@ -11,7 +11,20 @@ from opentelemetry.instrumentation.httpx import HTTPXClientInstrumentor
 from seen import Seen
 
 from conftest import Colour
-from meshlib.testing import Upstream
+from meshlib.testing import Upstream, upstreams
+
+
+@pytest.fixture(scope="module")
+def started() -> Iterator[Upstream]:
+    with upstreams(1) as fleet:
+        fleet[0].clear()  # its connection for control is there before leaks are looked for
+        yield fleet[0]
+
+
+@pytest.fixture
+def upstream(started: Upstream) -> Upstream:
+    started.clear()
+    return started
 
 
 @pytest.fixture

@@ -15,7 +15,20 @@ import pytest
 
 from meshlib import ConfigError
 from meshlib.telemetry import setup
-from meshlib.testing import Upstream
+from meshlib.testing import Upstream, upstreams
+
+
+@pytest.fixture(scope="module")
+def started() -> Iterator[Upstream]:
+    with upstreams(1) as fleet:
+        fleet[0].clear()  # its connection for control is there before leaks are looked for
+        yield fleet[0]
+
+
+@pytest.fixture
+def upstream(started: Upstream) -> Upstream:
+    started.clear()
+    return started
 
 
 def run(script: str, *arguments: str) -> str:
