@@ -8,6 +8,7 @@ from typing import Any
 import httpx
 import pytest
 from opentelemetry.instrumentation.httpx import HTTPXClientInstrumentor
+from opentelemetry.trace import format_span_id
 from seen import Seen
 
 from conftest import Colour
@@ -43,11 +44,15 @@ def transports(colour: Colour) -> Any:
 @pytest.mark.parametrize("is_inner", [False, True], ids=["own", "inner"])
 def test_T2_no_span_is_doubled(colour: Colour, upstream: Upstream, seen: Seen, is_inner: bool) -> None:
     mesh = seen.mesh(upstream, inner=transports(colour) if is_inner else None)
-    assert colour.run(mesh, lambda client: client.get("/")).status_code == 200
+    headers = {"TraceParent": "00-00000000000000000000000000000001-0000000000000001-01"}
+    assert colour.run(mesh, lambda client: client.get("/", headers=headers)).status_code == 200
     assert [span.name for span in seen.spans] == ["GET orders", "GET"]
     assert len(seen.points("http.client.request.duration")) == 1
     assert {(span.attributes or {})["server.address"] for span in seen.spans} == {"orders"}
-    assert len(upstream.log()[0].values("traceparent")) == 1
+    [told] = upstream.log()[0].values("traceparent")
+    attempt = seen.attempts[0].context
+    assert attempt is not None
+    assert format_span_id(attempt.span_id) in told
 
 
 def test_the_instrumentation_works_where_there_is_no_mesh(upstream: Upstream, seen: Seen) -> None:

@@ -175,6 +175,14 @@ def carrying(headers: list[tuple[bytes, bytes]], carried: Mapping[str, str]) -> 
     return [*kept, *((name.encode("latin-1"), value.encode("latin-1", "replace")) for name, value in carried.items())]
 
 
+def carry(headers: httpx.Headers, carried: Mapping[str, str]) -> None:
+    """The same for the headers of a request."""
+    for name, value in carried.items():
+        if has(headers, lowered := name.lower().encode("latin-1")):
+            del headers[name]
+        _append(headers, lowered, value.encode("latin-1", "replace"))
+
+
 def _milliseconds(left: float) -> bytes:
     whole = int(left * 1000)
     return b"%d" % (whole if whole > 0 else 1)

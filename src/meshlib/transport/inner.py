@@ -158,7 +158,7 @@ class InnerConnection(Bounded):
             exchange.request, route.scheme, attempt.endpoint, host, told, number, body, timeout
         )
         if exchange.trail is not None and (carried := exchange.trail.headers(attempt)):
-            moved.headers.update(carried)
+            binding.carry(moved.headers, carried)
         return moved
 
     def _translated(self, error: httpx.TransportError) -> Exception:
