@@ -22,7 +22,7 @@ from machine import described
 from paired import Sizes
 from subject import SUBJECT
 
-SECTIONS = ("calls", "flatness", "threads", "tax", "parts", "picks", "imports")
+SECTIONS = ("calls", "flatness", "threads", "tax", "telemetry", "parts", "picks", "imports")
 RULE = "Ratios of CPU time of the client process, paired within rounds. Compare ratios, never absolute times."
 
 

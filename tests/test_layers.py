@@ -142,6 +142,27 @@ def law_siblings_do_not_meet(module: Module) -> list[str]:
     ]
 
 
+def law_the_sdk_has_one_room(module: Module) -> list[str]:
+    """The request path goes by OpenTelemetry's API alone, and nobody else's exporters are touched (rule T1)."""
+    if module.name == "meshlib.telemetry.sdk":
+        return []
+    return [
+        f"{module.name}:{each.line} imports {each.target}"
+        for package in ("opentelemetry.sdk", "opentelemetry.exporter", "prometheus_client")
+        for each in module.imported(package)
+    ]
+
+
+def law_telemetry_knows_no_http_client(module: Module) -> list[str]:
+    if module.area != "telemetry":
+        return []
+    return [
+        f"{module.name}:{each.line} imports {each.target}"
+        for package in ("httpx", "httpcore")
+        for each in module.imported(package)
+    ]
+
+
 def law_who_imports_the_mesh(module: Module) -> list[str]:
     """`from meshlib import Mesh` in the inside would be the same, and a cycle."""
     if module.area in ("", "ext", "cli", "testing"):
@@ -195,6 +216,8 @@ def law_names_say_something(module: Module) -> list[str]:
 LAWS = [
     law_core_is_pure,
     law_siblings_do_not_meet,
+    law_the_sdk_has_one_room,
+    law_telemetry_knows_no_http_client,
     law_who_imports_the_mesh,
     law_nothing_imports_ext_or_cli,
     law_each_library_has_one_room,
@@ -291,6 +314,9 @@ def test_the_core_reaches_nothing_impure_through_the_rest_of_the_house() -> None
         (law_siblings_do_not_meet, "meshlib.telemetry.x", "from meshlib import transport"),
         (law_siblings_do_not_meet, "meshlib.registry.x", "from ..discovery import static"),
         (law_siblings_do_not_meet, "meshlib.registry.x", "from .. import discovery"),
+        (law_the_sdk_has_one_room, "meshlib.telemetry.x", "def f():\n    from opentelemetry.sdk import trace"),
+        (law_the_sdk_has_one_room, "meshlib.mesh", "import prometheus_client"),
+        (law_telemetry_knows_no_http_client, "meshlib.telemetry.x", "from httpx import Request"),
         (law_who_imports_the_mesh, "meshlib.core.x", "from meshlib.mesh import Mesh"),
         (law_who_imports_the_mesh, "meshlib.config", "from meshlib import Mesh"),
         (law_who_imports_the_mesh, "meshlib.config", "import meshlib"),
@@ -324,6 +350,7 @@ def test_the_checker_sees(law: object, name: str, source: str) -> None:
         (law_core_is_pure, "meshlib.transport.x", "import httpx"),
         (law_siblings_do_not_meet, "meshlib.transport.x", "from meshlib.transport.body import Recording"),
         (law_siblings_do_not_meet, "meshlib.mesh", "from meshlib.discovery.static import Static"),
+        (law_the_sdk_has_one_room, "meshlib.telemetry.x", "from opentelemetry.metrics import Meter"),
         (law_who_imports_the_mesh, "meshlib.ext.flask", "from meshlib import Mesh"),
         (law_who_imports_the_mesh, "meshlib.transport.x", "from meshlib import errors"),
         (law_nothing_imports_ext_or_cli, "meshlib.cli.demo", "from meshlib.cli.load import run"),

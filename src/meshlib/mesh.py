@@ -11,7 +11,7 @@ import time
 import weakref
 from collections.abc import Callable
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from meshlib.discovery.static import Static
 from meshlib.endpoint import Endpoint, Place, place_of
@@ -23,6 +23,8 @@ from meshlib.validation import ConfigError, Fault
 
 if TYPE_CHECKING:
     import httpx
+    from opentelemetry.metrics import MeterProvider
+    from opentelemetry.trace import TracerProvider
 
     from meshlib.control import Control
     from meshlib.core.cluster import Cluster
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
     from meshlib.transport.router import Router
     from meshlib.updates import Updates
 
+
+SPANS = ("both", "call", "attempt", "off")
 
 NOT_FOR_CLIENTS = {
     "transport": "the mesh is its transport; for another one under it see Mesh(inner=...)",
@@ -61,11 +65,17 @@ class Mesh:
             them. Default none.
         send_deadline: whether the next hop is told, in `x-meshlib-deadline-ms`, what is left of a call's time. Default
             True.
+        spans: what of a call is traced: "both" itself and its attempts, only the "call", only each "attempt", or "off".
+        endpoint_attributes: whether `http.client.request.duration` is told apart by endpoint. Default False: every
+            endpoint would be some series more.
+        call_duration: whether `meshlib.client.call.duration` is recorded beside it. Default True.
+        meter_provider: where metrics go. Default the process's, once it has one.
+        tracer_provider: where spans go. Default likewise.
         clock: seconds that only grow; deadlines and all state go by it. Default `time.monotonic`.
         rng: the source of every draw. Default a new `random.Random()`.
 
     Raises:
-        ConfigError: if something is not a service, two have the same name, the zone is not text, or a certificate
+        ConfigError: if something is not a service, two have the same name, a setting cannot be, or a certificate
             cannot be used.
     """
 
@@ -75,15 +85,21 @@ class Mesh:
         zone: str = "",
         inner: Callable[[Endpoint], Any] | None = None,
         send_deadline: bool = True,
+        spans: Literal["both", "call", "attempt", "off"] = "both",
+        endpoint_attributes: bool = False,
+        call_duration: bool = True,
+        meter_provider: MeterProvider | None = None,
+        tracer_provider: TracerProvider | None = None,
         clock: Callable[[], float] = time.monotonic,
         rng: random.Random | None = None,
     ) -> None:
         from meshlib.core.cluster import Cluster
         from meshlib.delivery import Delivery
         from meshlib.review import review
+        from meshlib.telemetry.watch import Telemetry
         from meshlib.transport.draining import Clients
 
-        _check(services, zone)
+        _check(services, zone, spans)
         self._clock = clock
         self._inner = inner
         self._send_deadline = send_deadline
@@ -92,6 +108,16 @@ class Mesh:
         self._clusters = {service.name: Cluster(service, self._rng, zone) for service in services}
         self._clients = Clients()
         self._delivery = Delivery()
+        self._telemetry = Telemetry(
+            self._clusters,
+            clock,
+            self._clients.counts,
+            spans=spans,
+            endpoint_attributes=endpoint_attributes,
+            call_duration=call_duration,
+            meter_provider=meter_provider,
+            tracer_provider=tracer_provider,
+        )
         self._control: Control | None = None
         self._updates: Updates | None = None
         self._checks: Checks | None = None
@@ -315,6 +341,7 @@ class Mesh:
             send_deadline=self._send_deadline,
             inner=self._inner,
             clients=self._clients,
+            telemetry=self._telemetry,
             owner=self,
         )
 
@@ -328,10 +355,12 @@ class Mesh:
         return {"timeout": None, "trust_env": False, **kwargs}
 
 
-def _check(services: tuple[Any, ...], zone: Any) -> None:
+def _check(services: tuple[Any, ...], zone: Any, spans: Any) -> None:
     faults: list[Fault] = []
     if not isinstance(zone, str):
         faults.append(Fault("zone", f"must be text, for example 'eu-west-1a', got {zone!r}"))
+    if spans not in SPANS:
+        faults.append(Fault("spans", f"must be one of {', '.join(map(repr, SPANS))}, got {spans!r}"))
     names: set[str] = set()
     for position, service in enumerate(services):
         if not isinstance(service, Service):

@@ -87,6 +87,7 @@ class Updates:
 
     def _take_over(self, cluster: Cluster, ready: Ready, found: Membership) -> None:
         cluster.warnings = found.warnings
+        cluster.asked(found.answers, found.errors, found.holds_until)
         cluster.set_trouble(found.trouble, self._clock())
         if found.endpoints is not None:
             self._publish(cluster, ready, found, found.endpoints)

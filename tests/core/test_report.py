@@ -75,6 +75,7 @@ def test_it_is_plain_data_too(made: Report) -> None:
                 "seconds": pytest.approx(0.01),
                 "waited": 0.0,
                 "retry_after": None,
+                "decision": None,
             }
         ],
     }

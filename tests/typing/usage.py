@@ -10,6 +10,8 @@ from typing import Any, assert_type
 
 import httpx
 import tenacity
+from opentelemetry.metrics import NoOpMeterProvider
+from opentelemetry.trace import NoOpTracerProvider
 
 import meshlib
 from meshlib import (
@@ -40,6 +42,7 @@ from meshlib import (
     deadline,
     options,
     report,
+    telemetry,
 )
 from meshlib.core.balance import Balancer, Candidates
 from meshlib.core.chance import Rng
@@ -85,6 +88,17 @@ lazily = Service("lazily", (f"10.0.0.{number}:80" for number in range(1, 4)))
 written = Service("written", "file:endpoints.toml", min_healthy=2, max_stale=600)
 mesh = Mesh(orders, users, search, zone="eu-west-1a", clock=time.monotonic, rng=random.Random(1))
 by_hand = Mesh(orders, clock=ManualClock(), send_deadline=False)
+seen = Mesh(
+    orders,
+    spans="attempt",
+    endpoint_attributes=True,
+    call_duration=False,
+    meter_provider=NoOpMeterProvider(),
+    tracer_provider=NoOpTracerProvider(),
+)
+with telemetry.setup("checkout", prometheus_port=9464, otlp="http://127.0.0.1:4318", console=True) as running:
+    assert_type(running.flush(timeout=1.0), bool)
+    assert_type(running.prometheus_port, int | None)
 played = Mesh(orders, inner=lambda endpoint: httpx.MockTransport(lambda request: httpx.Response(200)))
 
 assert_type(orders.name, str)

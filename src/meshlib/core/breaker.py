@@ -29,6 +29,9 @@ from meshlib.policy import Breaker
 
 State = Literal["closed", "open", "half_open"]
 
+Fault = Literal["consecutive", "success_rate"]
+"""What is found of a node that is too bad: failures in a row, or too low a rate of success."""
+
 JITTER = 0.5
 """An ejection lasts its length +-50 %: callers that opened together must not probe together."""
 
@@ -53,7 +56,8 @@ class NodeBreaker:
         generation: what permits of now carry.
         failures_in_a_row: since the last success.
         is_refused: whether it would be open, had the view allowed it.
-        why: what it opened for last, or would have.
+        why: what it opened for last, or would have, in words.
+        fault: the same in one word.
         ejections: how often it has opened.
         unenforced: how often it would have, were it to be enforced.
         quiet_until: until then a success of this generation is nothing but one more in `successes`.
@@ -72,6 +76,7 @@ class NodeBreaker:
         "_slice_ends",
         "ejections",
         "failures_in_a_row",
+        "fault",
         "generation",
         "is_refused",
         "quiet_until",
@@ -86,6 +91,7 @@ class NodeBreaker:
         self.state: State = "closed"
         self.generation = 0
         self.why = ""
+        self.fault: Fault = "consecutive"
         self.ejections = self.unenforced = 0
         self.is_refused = False
         self._opened = 0
@@ -151,6 +157,7 @@ class NodeBreaker:
         self.is_refused = False
         if fault and not success:
             self.why = fault
+            self.fault = "consecutive" if self.failures_in_a_row >= self._settings.consecutive else "success_rate"
             if not self._settings.enforce:
                 self.unenforced += 1
                 self._start_afresh()

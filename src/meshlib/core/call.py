@@ -33,6 +33,7 @@ from meshlib.core.outcome import (
     verdict_of,
 )
 from meshlib.core.report import Attempt, Kind, Report
+from meshlib.core.tally import Decision
 from meshlib.core.view import View
 
 TIMER_SLACK = 0.002
@@ -154,11 +155,16 @@ class Call:
         attempt.started = now
         attempt.deadline = min(now + self._attempt_timeout, self.deadline)
 
-    def connected(self, attempt: Attempt, now: float) -> None:
+    def connected(self, attempt: Attempt, now: float, *, queued: bool = False) -> None:
         """The attempt has waited for its connection and has it: what its node is remembered for begins here.
 
         A new connection costs several times what an answer does, and a place in our own queue says nothing of the node;
         balancers would avoid whoever was connected to last.
+
+        Args:
+            attempt: it.
+            now: the time.
+            queued: whether it has waited for a connection of ours, rather than for a new one.
         """
         with self.cluster.lock:
             attempt.node.restart(attempt.number, now)
@@ -218,15 +224,16 @@ class Call:
             if whole or end is not None:
                 self.cluster.in_flight -= attempt.finish()
             goes_on = self._is_hedged and self._goes_on_without(attempt)
-        if goes_on or not resendable:
+        if goes_on or end is End.caller:
             return None
+        if not resendable:
+            return self._stop(attempt, "not_repeatable")
         if end is End.stale and not self._transparent_used and (self.repeatable or not sent):
-            self._transparent_used = True  # rule C8: nobody's fault, and free, once
-            self._kind, self._waited, self._stale_at = "transparent", 0.0, attempt.node
-            return 0.0
-        if not self._retries or self.is_expired(now):
-            return None
-        return self._follow(attempt, now, evidence)
+            self._transparent_used, self._stale_at = True, attempt.node  # rule C8: nobody's fault, and free, once
+            return self._go_on(attempt, "transparent", 0.0)
+        if self.is_expired(now):
+            return self._stop(attempt, "deadline")
+        return self._follow(attempt, now, evidence) if self._retries else self._stop(attempt, "switched_off")
 
     def succeed(self, attempt: Attempt, now: float, status: int, whole: bool) -> None:
         """What `settle` does about an answer that is neither a rejection nor worth a retry, as most are.
@@ -269,6 +276,7 @@ class Call:
             cluster.in_flight -= 1
             if died is not None and attempt.outcome is Outcome.ok:
                 attempt.outcome, attempt.error = Outcome.failed, died
+                cluster.tally.bodies_died += 1
                 attempt.node.failures += 1
                 cluster.record(attempt.node, attempt.permit, False, now)
 
@@ -389,15 +397,16 @@ class Call:
         """An attempt on this very node, if it has room and its breaker admits the call, or a panic does."""
         if node.in_flight >= self.cluster.most_each:
             return None
-        is_closed = node.breaker.state == "closed"
+        was = node.breaker.state
         permit = node.breaker.admit(now, deadline + LAPSE)
         if permit is None:
             if node not in self.cluster.view.panicking:
                 return None
             return Attempt(node, UNHEARD, "panic", now, deadline)
-        if not is_closed:
-            self.cluster.probed(node, now)
-        return Attempt(node, permit, why if is_closed else "probe", now, deadline)
+        if was == "closed":
+            return Attempt(node, permit, why, now, deadline)
+        self.cluster.probed(node, was, now)
+        return Attempt(node, permit, "probe", now, deadline)
 
     def _choose_again(self, nodes: list[Node], now: float, deadline: float) -> Attempt | None:
         """The walk is over: a node that has come or come back since it began, else the best of all once more."""
@@ -453,46 +462,73 @@ class Call:
 
     def _follow(self, attempt: Attempt, now: float, evidence: Evidence) -> float | None:
         """Whether there is another attempt to be paid for, of which kind, and after how long."""
-        cluster, wait = self.cluster, None
+        cluster = self.cluster
         with cluster.lock:
-            kind = self._next_kind(attempt, now)
-            if kind is not None:
-                wait = self._wait_before(kind, attempt, now)
+            kind: Kind = "failover" if self._fails_over(attempt, now) else "retry"
+            forbidden = self._why_no_retry(attempt) if kind == "retry" else None
+            wait: float | None = None if forbidden else self._wait_before(kind, attempt, now)
+        if forbidden is not None:
+            return self._stop(attempt, forbidden)
         if kind == "retry" and wait is not None:
             wait = advised(cluster.service.retry, self.report.attempts, self._counted, now, wait, evidence)
-        if kind is None or wait is None or self.is_expired(now + wait):
-            return None
+        if wait is None:
+            return self._stop(attempt, "strategy")
+        if self.is_expired(now + wait):
+            return self._stop(attempt, "deadline")
         with cluster.lock:
-            paid = self._pay(kind, attempt, now)
-        if not paid:
-            return None
-        self._paid = paid + self._paid if kind == "failover" else paid  # what was not sent was no work to anybody
-        self._kind, self._waited = kind, wait
+            unpaid = self._pay(kind, attempt, now)
+        if unpaid is not None:
+            return self._stop(attempt, unpaid)
         self._counted += kind == "retry"
+        return self._go_on(attempt, kind, wait)
+
+    def _go_on(self, attempt: Attempt, kind: Kind, wait: float) -> float:
+        """There is to be another attempt, after so many seconds."""
+        self._kind, self._waited = kind, wait
+        self._decided(attempt, "retried")
         return wait
 
-    def _pay(self, kind: Kind, attempt: Attempt, now: float) -> float:
-        """Pay for another attempt, unless the throttle forbids it; returns what it cost, 0 for none. Under the lock."""
+    def _stop(self, attempt: Attempt, why: Decision) -> float | None:
+        """There is to be none."""
+        self._decided(attempt, why)
+        return None
+
+    def _decided(self, attempt: Attempt, decision: Decision) -> None:
+        attempt.decision = decision
+        with self.cluster.lock:
+            self.cluster.tally.decisions[decision] += 1
+
+    def _pay(self, kind: Kind, attempt: Attempt, now: float) -> Decision | None:
+        """Pay for another attempt, unless the throttle forbids it; returns why not, if so. Under the lock."""
         cluster = self.cluster
         if kind == "retry" and cluster.shedder.is_awake and not cluster.admits(now):
-            return 0.0
-        return cluster.pay(now, throttled=attempt.throttled)
+            return "throttled"
+        if not (paid := cluster.pay(now, throttled=attempt.throttled)):
+            return "no_budget"
+        self._paid = paid + self._paid if kind == "failover" else paid  # what was not sent was no work to anybody
+        return None
 
-    def _next_kind(self, attempt: Attempt, now: float) -> Kind | None:
-        """What another attempt would be, by the rules alone; None if they forbid it."""
+    def _fails_over(self, attempt: Attempt, now: float) -> bool:
+        """Whether another attempt would be a failover, which is no retry. Under the lock."""
+        if attempt.outcome is not Outcome.not_sent:
+            return False
+        failovers = sum(each.kind == "failover" for each in self.report.attempts)
+        return failovers < len(self.cluster.view.nodes) and self._untried(now)  # whom the balancer may not offer
+
+    def _why_no_retry(self, attempt: Attempt) -> Decision | None:
+        """Why there may be no retry, by the rules alone; None if there may."""
         retry = self.cluster.service.retry
-        if attempt.outcome is Outcome.not_sent:
-            failovers = sum(each.kind == "failover" for each in self.report.attempts)
-            if failovers < len(self.cluster.view.nodes) and self._untried(now):  # whom the balancer may not offer
-                return "failover"
-        elif not self.repeatable or self._on_behalf:
-            return None
-        elif attempt.status is not None:
-            if attempt.status not in retry.on_status and retry.on is None and not is_asked_for(attempt):
-                return None
-        elif attempt.outcome is not Outcome.failed:
-            return None
-        return "retry" if self._counted < retry.max_attempts else None
+        if attempt.outcome is not Outcome.not_sent:
+            if not self.repeatable:
+                return "not_repeatable"
+            if self._on_behalf:
+                return "on_behalf"
+            if attempt.status is None:
+                if attempt.outcome is not Outcome.failed:
+                    return "deadline"  # which cut it short
+            elif attempt.status not in retry.on_status and retry.on is None and not is_asked_for(attempt):
+                return "not_retryable"
+        return None if self._counted < retry.max_attempts else "attempts_exhausted"
 
     def _wait_before(self, kind: Kind, attempt: Attempt, now: float) -> float:
         """The server's word (rule C9); nothing before a failover or the first retry elsewhere; else the back-off."""

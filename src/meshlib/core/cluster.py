@@ -8,11 +8,11 @@ lock is held for arithmetic only.
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from math import inf
 from threading import Lock
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from meshlib.core.budget import Bucket
 from meshlib.core.chance import Rng
@@ -22,6 +22,7 @@ from meshlib.core.journal import Journal
 from meshlib.core.node import Node, remembering
 from meshlib.core.report import Attempt
 from meshlib.core.snapshot import NodeSnapshot, ServiceSnapshot
+from meshlib.core.tally import Tally
 from meshlib.core.throttle import Shedder
 from meshlib.core.view import Level, Levels, View, most_ejected
 from meshlib.endpoint import Endpoint, Place
@@ -79,6 +80,14 @@ class Pending(Protocol):
         ...
 
 
+class Observer(Protocol):
+    """What a call is observed by."""
+
+    def begin(self, method: str, url: Callable[[], str]) -> Any:
+        """A call begins; returns what hears of the rest."""
+        ...
+
+
 class Cluster:
     """The live state of a service.
 
@@ -92,6 +101,7 @@ class Cluster:
         pending: what a call waits for before it begins; None as a rule.
         source: where the endpoints come from, for people.
         is_known: whether there was a first answer, which may have been that there is no endpoint.
+        known_at: when the endpoints were last confirmed.
         warnings: what people should know of the endpoints and where they come from.
         changes_at: when the view is to be built anew; see `refresh`.
         probes_at: no ejected node of the view is due for a probe before; where many are, nobody looks at each for each
@@ -101,9 +111,12 @@ class Cluster:
         slow_call: seconds after which an answer counts as a failure.
         in_flight: attempts whose response has not ended.
         panics: how often a panic has begun.
+        tally: what else has happened.
+        holds_until: when what is known of the endpoints grows stale; infinite if it never does.
         doubted: the settings of which something was said in the log.
         keyless, cut_short: see `Traffic`.
         bucket: the retry budget.
+        telemetry: what begins the trails of observed calls; None while nobody observes them.
         hedging: when a call gets a backup request; None for never.
         journal: what has happened and was not told yet.
         orphans: attempts that were garbage-collected, or their response was, without being ended. A finalizer may run
@@ -130,7 +143,7 @@ class Cluster:
         self._sizes: Counter[int] = Counter()
         self._ejected: Counter[int] = Counter()
         self.source = ""
-        self._known_at = self._known_since = 0.0
+        self.known_at = self._known_since = 0.0
         self.pending: Pending | None = None
         self.is_known = False
         self.warnings: tuple[str, ...] = ()
@@ -138,6 +151,9 @@ class Cluster:
         self._is_stale = False
         self._refused_at: float | None = None
         self.in_flight = self.panics = self.keyless = self.cut_short = 0
+        self.tally = Tally()
+        self.telemetry: Observer | None = None
+        self.holds_until = inf
         self.changes_at, self._built_at = inf, -inf
         self.probes_at = -inf
         self.view = View.build((), Levels.of((), service), service, rng, zone, 0.0)
@@ -168,7 +184,8 @@ class Cluster:
                         node.endpoint = endpoint
                 self._build(nodes, now)
                 self._published = wanted
-            self.source, self._known_at = source, now if known_at is None else known_at
+                self.tally.changes += 1
+            self.source, self.known_at = source, now if known_at is None else known_at
             if not self.is_known:
                 self._known_since = now
             self.is_known = True  # now that the view is there: who waits for this looks without the lock
@@ -202,10 +219,22 @@ class Cluster:
         """What its resolvers fail with, in words; empty if none does."""
         with self.lock:
             if why and not self._is_stale:
-                self.journal.note(DiscoveryStale, now, why, now - self._known_at if self.is_known else None)
+                self.journal.note(DiscoveryStale, now, why, now - self.known_at if self.is_known else None)
             elif self._is_stale and not why:
                 self.journal.note(DiscoveryRecovered, now)
             self._is_stale = bool(why)
+
+    def checked(self, passed: bool) -> None:
+        """A check was made; see `heard` for what they add up to."""
+        with self.lock:
+            self.tally.checks[passed] += 1
+
+    def asked(self, answers: int, errors: int, holds_until: float) -> None:
+        """Resolvers have answered so often and failed so often since the last time."""
+        with self.lock:
+            self.tally.answers[True] += answers
+            self.tally.answers[False] += errors
+            self.holds_until = holds_until
 
     def bar(self, place: Place, now: float) -> None:
         """Take an endpoint out by hand: it gets no call until `unbar`, whatever happens.
@@ -216,6 +245,7 @@ class Cluster:
         with self.lock:
             node = self._at(place)
             if not node.is_barred:
+                self.tally.ejections["manual", True] += 1
                 self.journal.note(Ejected, now, node.endpoint, "hand", "by hand", None)
             node.is_barred = True
             self.changes_at = now  # nobody taken out by hand is called for another moment
@@ -249,15 +279,18 @@ class Cluster:
         if self._nodes:
             shown = [f"{each.endpoint}: {each.why}" for each in self.snapshot(now).nodes[:SHOWN]]
             return f"no endpoint is to be called now ({'; '.join(shown)})"
-        return f"it has no endpoint, as of {now - self._known_at:.0f} s ago{said or f' ({self.source})'}"
+        return f"it has no endpoint, as of {now - self.known_at:.0f} s ago{said or f' ({self.source})'}"
 
     def record(self, node: Node, permit: int, success: bool | None, now: float) -> None:
         """Tell a node's breaker a verdict. Under the lock."""
         breaker = node.breaker
         was, was_healthy, is_probe = breaker.state, breaker.is_healthy, permit == breaker.generation
+        unenforced = breaker.unenforced
         if breaker.record(permit, success, now, partial(self._may_eject, node, now), self.rng):
             self._has_turned(node, was, now)
             self._tell_of(node, was, now)
+        elif breaker.unenforced != unenforced:
+            self.tally.ejections[breaker.fault, False] += 1
         if is_probe and was == "half_open":
             self.probes_at = -inf  # the next one may come at once
         if breaker.is_healthy != was_healthy:
@@ -266,8 +299,10 @@ class Cluster:
     def refusal(self, now: float) -> str:
         """Why one more call is not let in, in words; empty if it is. Under the lock."""
         if self.in_flight >= self.most:
+            self.tally.refusals["limit"] += 1
             return f"it has {self.in_flight} in flight, which is its limit"
         if self.shedder.is_awake and not self.admits(now):
+            self.tally.refusals["throttle"] += 1
             return f"it is overloaded, and {self.shedder.share(now):.0%} of the calls are refused here"
         return ""
 
@@ -291,8 +326,9 @@ class Cluster:
             self.journal.note(BudgetExhausted, now)
         return paid
 
-    def probed(self, node: Node, now: float) -> None:
-        """A call has become the probe of a node. Under the lock."""
+    def probed(self, node: Node, was: str, now: float) -> None:
+        """A call has become the probe of a node whose breaker was in this state. Under the lock."""
+        self.tally.turns["half_open"] += was == "open"
         self.journal.note(Probing, now, node.endpoint)
 
     def fullness(self) -> str:
@@ -300,6 +336,7 @@ class Cluster:
         limit = self.service.limit
         if limit is None or limit.per_endpoint is None or not self.view.offered:
             return ""
+        self.tally.refusals["limit"] += 1
         return f"each of its endpoints has {limit.per_endpoint} in flight, which is their limit"
 
     def count_keyless(self) -> None:
@@ -377,8 +414,9 @@ class Cluster:
             self.journal.note(PanicEnded, now)
 
     def _tell_of(self, node: Node, was: str, now: float) -> None:
-        """A verdict has changed the state of a node's breaker: note it. Under the lock."""
+        """A verdict has changed the state of a node's breaker: count it and note it. Under the lock."""
         breaker = node.breaker
+        self.tally.ejections[breaker.fault, True] += was == "closed"
         if self._nodes.get(node.endpoint.place) is not node or node.is_barred:
             return  # nobody calls it in any case
         if breaker.state == "closed":
@@ -410,8 +448,9 @@ class Cluster:
 
     def _has_turned(self, node: Node, was: str, now: float) -> None:
         """A node's breaker has opened or closed. Under the lock."""
-        priority = node.endpoint.priority
-        if node.breaker.state == "closed":
+        priority, breaker = node.endpoint.priority, node.breaker
+        self.tally.turns[breaker.state] += 1
+        if breaker.state == "closed":
             self._ejected[priority] -= 1
             node.recover(now)
         else:
@@ -452,7 +491,7 @@ class Cluster:
                 panic=view.panic,
                 budget_tokens=self.bucket.tokens,
                 source=self.source,
-                age=now - self._known_at if self.is_known else None,
+                age=now - self.known_at if self.is_known else None,
                 warnings=(*self.warnings, *(doubt.text for doubt in self.doubts(now))),
             )
 

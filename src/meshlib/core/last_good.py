@@ -45,6 +45,7 @@ class LastGood:
     Attributes:
         endpoints: the set.
         known_at: when it was last confirmed; None before the first answer that was believed.
+        holds_until: when it needs to be confirmed again; infinite for a resolver that waits for news by itself.
         failing_since: when the errors began that have not ended; None if there are none.
     """
 
@@ -52,7 +53,7 @@ class LastGood:
         self.endpoints: tuple[Endpoint, ...] = ()
         self.known_at: float | None = None
         self.failing_since: float | None = None
-        self._holds_until = 0.0
+        self.holds_until = 0.0
         self._doubted_since: float | None = None
         self._doubts = 0
 
@@ -70,19 +71,19 @@ class LastGood:
             return False
         self._doubted_since, self._doubts = None, 0
         self.endpoints, self.known_at = tuple(endpoints), now
-        self._holds_until = math.inf if ttl is None else now + ttl
+        self.holds_until = math.inf if ttl is None else now + ttl
         return True
 
     def fail(self, now: float) -> None:
         """Hear of an error."""
-        self._holds_until = min(self._holds_until, now)
+        self.holds_until = min(self.holds_until, now)
         if self.failing_since is None:
             self.failing_since = now
         self._doubted_since, self._doubts = None, 0  # who says "nothing" and fails in turn is not to be believed
 
     def current(self, now: float, max_stale: float) -> tuple[Endpoint, ...]:
         """The set in force; none if it has lacked its confirmation for more than `max_stale` seconds."""
-        return self.endpoints if self.known_at is not None and now - self._holds_until <= max_stale else ()
+        return self.endpoints if self.known_at is not None and now - self.holds_until <= max_stale else ()
 
     def delay(self, now: float, ttl: float | None, rng: Rng) -> float:
         """Seconds to the next question.
@@ -106,7 +107,7 @@ class LastGood:
             return False
         if self._doubted_since is None:
             self._doubted_since = now
-            self._holds_until = min(self._holds_until, now)
+            self.holds_until = min(self.holds_until, now)
             return True
         self._doubts += 1
         return self._doubts < CONFIRMATIONS and now - self._doubted_since < DOUBT

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     from meshlib.core.node import Node
     from meshlib.core.outcome import Outcome
+    from meshlib.core.tally import Decision
 
 Kind = Literal["first", "retry", "transparent", "failover", "hedge"]
 
@@ -30,6 +31,7 @@ class Attempt:
         seconds: from its start to its headers or its end, without what the caller's own body took to come.
         waited: back-off before it, in seconds.
         retry_after: the answer's `Retry-After` in seconds, if it had one.
+        decision: if it ended badly: whether another one followed, or why not; see `meshlib.core.tally.Decision`.
         started, deadline: on the mesh's clock; the attempt is given up at the latter.
 
     `node`, `number`, `permit`, `throttled` (the answer asked for fewer calls) and `is_over` belong to the call.
@@ -43,6 +45,7 @@ class Attempt:
     error: str | None = None
     seconds = 0.0
     retry_after: float | None = None
+    decision: Decision | None = None
     throttled = False
     is_over = False
 
@@ -78,6 +81,7 @@ class Attempt:
             "seconds": self.seconds,
             "waited": self.waited,
             "retry_after": self.retry_after,
+            "decision": self.decision,
         }
 
     def __str__(self) -> str:

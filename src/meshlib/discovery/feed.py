@@ -7,6 +7,8 @@ twice a second. Names in the set are looked up here, each by a watch of its own.
 from __future__ import annotations
 
 import asyncio
+import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -37,12 +39,17 @@ class Membership:
         known_at: when the oldest part of it was last confirmed.
         warnings: what people should know.
         trouble: what resolvers fail with now; empty if none does.
+        holds_until: when part of it grows stale.
+        answers, errors: how often resolvers have answered, and failed, since the last time this was told.
     """
 
     endpoints: tuple[Endpoint, ...] | None
     known_at: float
     warnings: tuple[str, ...]
-    trouble: str = ""
+    trouble: str
+    holds_until: float
+    answers: int
+    errors: int
 
 
 class Feed:
@@ -72,11 +79,12 @@ class Feed:
         self._parts: list[Watch] = []
         self._names: dict[Place, Watch] = {}
         self._stirred = asyncio.Event()
+        self._heard: Counter[bool] = Counter()
         self._patient_until = 0.0
 
     async def run(self) -> None:
         """Follow for ever."""
-        stir = self._stirred.set
+        stir = self._stir
         self._patient_until = asyncio.get_running_loop().time() + HEAD_START
         try:
             for part in parts_of(self._resolver):
@@ -106,7 +114,15 @@ class Feed:
         known = [watch.last_good.known_at for watch in watches if watch.last_good.known_at is not None]
         said = [f"{each.source}: {words}" for each in watches for words in self._said_of(each, now)]
         trouble = "; ".join(f"{each.source}: {each.complaint}" for each in watches if each.complaint)
-        return Membership(endpoints, min(known, default=now), tuple(said), trouble)
+        until = min((watch.last_good.holds_until for watch in watches if watch.last_good.endpoints), default=math.inf)
+        heard, self._heard = self._heard, Counter()
+        oldest = min(known, default=now)
+        return Membership(endpoints, oldest, tuple(said), trouble, until, heard[True], heard[False])
+
+    def _stir(self, answered: bool) -> None:
+        """A resolver has answered, or failed."""
+        self._heard[answered] += 1
+        self._stirred.set()
 
     def _said_of(self, watch: Watch, now: float) -> list[str]:
         """What people should know of a resolver's answers."""
@@ -145,11 +161,11 @@ class Feed:
     def _look_up(self, names: set[Place]) -> None:
         """Watch these names, and no others."""
         for gone in self._names.keys() - names:
-            self._watches.leave(self._names.pop(gone), self._stirred.set)
+            self._watches.leave(self._names.pop(gone), self._stir)
         for host, port in names - self._names.keys():
             from meshlib.discovery.dns import Dns
 
-            watch = self._watches.follow(Dns(host, port), self._service.name, self._stirred.set)
+            watch = self._watches.follow(Dns(host, port), self._service.name, self._stir)
             self._names[host, port] = watch
 
 

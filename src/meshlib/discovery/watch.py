@@ -53,7 +53,7 @@ class Watch:
         warnings: what the latest answer wants people to know.
         complaint: what is wrong now; empty if nothing is.
         failures: how often each kind of error came.
-        followers: called after every answer and error.
+        followers: told after every question whether it was answered.
     """
 
     def __init__(self, resolver: Resolver, service: str, clock: Callable[[], float], rng: Rng) -> None:
@@ -62,7 +62,7 @@ class Watch:
         self.warnings: tuple[str, ...] = ()
         self.complaint = ""
         self.failures: Counter[str] = Counter()
-        self.followers: list[Callable[[], None]] = []
+        self.followers: list[Callable[[bool], None]] = []
         self._resolver = resolver
         self._service = service
         self._clock = clock
@@ -83,7 +83,7 @@ class Watch:
         while task is None or not task.cancelling():
             delay = await self._ask()
             for tell in list(self.followers):
-                tell()
+                tell(self.last_good.failing_since is None)
             # A resolver that waits for news is not late when it asks twice; who polls has all there is.
             burst = BURST if self._believed is not None and self._believed.ttl is None else 1
             loop_time = asyncio.get_running_loop().time()
@@ -155,7 +155,7 @@ class Watches:
         self._rng = rng
         self._running: dict[Hashable, tuple[Watch, asyncio.Task[None]]] = {}
 
-    def follow(self, resolver: Resolver, service: str, tell: Callable[[], None]) -> Watch:
+    def follow(self, resolver: Resolver, service: str, tell: Callable[[bool], None]) -> Watch:
         """Take part in the watch of a resolver; it starts with its first follower."""
         key = _key_of(resolver, service)
         if key not in self._running:
@@ -166,7 +166,7 @@ class Watches:
         watch.followers.append(tell)
         return watch
 
-    def leave(self, watch: Watch, tell: Callable[[], None]) -> None:
+    def leave(self, watch: Watch, tell: Callable[[bool], None]) -> None:
         """Take part no longer; the watch ends with its last follower."""
         watch.followers.remove(tell)
         for key, (other, task) in list(self._running.items()):

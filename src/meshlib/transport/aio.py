@@ -66,20 +66,21 @@ class AsyncMeshTransport(httpx.AsyncBaseTransport):
                 if again:
                     await anyio.sleep(again)
                 now = exchange.clock()
+            if reply is None or not reply.is_whole:
+                raise exchange.failure()
+            return exchange.deliver(reply)
         except GeneratorExit:
             if reply is not None and not reply.is_over:
                 reply.let_go()
             raise
         except BaseException as error:
             attach(error, exchange.report)
+            exchange.left(error)
             if reply is not None and not reply.is_over:
                 await reply.give_up(error)
             if journal.waiting:
                 journal.deliver(exchange.cluster)
             raise
-        if reply is None or not reply.is_whole:
-            raise exchange.failure()
-        return reply.response()
 
     async def aclose(self) -> None:
         """Close every idle connection."""

@@ -7,7 +7,7 @@ which exception is which. It never decides what an exception means for a node: t
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from datetime import UTC
 from operator import itemgetter
 from typing import Any, TypeVar
@@ -160,6 +160,27 @@ _Parts: Any = type(getattr(httpx.URL("http://a/"), "_uri_reference", None))
 
 _LOWERED = itemgetter(1)
 """The part of an entry of `httpx.Headers` that is the name in lower case."""
+
+
+def shown(url: httpx.URL) -> str:
+    """What of a URL may be shown: no user, no query."""
+    path = url.raw_path.partition(b"?")[0].decode("ascii", "replace")
+    return f"{url.scheme}://{url.host}{path}"
+
+
+def carrying(headers: list[tuple[bytes, bytes]], carried: Mapping[str, str]) -> list[tuple[bytes, bytes]]:
+    """The headers with these instead of what they had by the same names."""
+    names = {name.lower().encode("latin-1") for name in carried}
+    kept = [pair for pair in headers if pair[0].lower() not in names]
+    return [*kept, *((name.encode("latin-1"), value.encode("latin-1", "replace")) for name, value in carried.items())]
+
+
+def carry(headers: httpx.Headers, carried: Mapping[str, str]) -> None:
+    """The same for the headers of a request."""
+    for name, value in carried.items():
+        if has(headers, lowered := name.lower().encode("latin-1")):
+            del headers[name]
+        _append(headers, lowered, value.encode("latin-1", "replace"))
 
 
 def _milliseconds(left: float) -> bytes:

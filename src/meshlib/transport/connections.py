@@ -82,7 +82,7 @@ class SyncStacks:
             self.drop(connection)
         if turn is not None:
             connection = self._wait(stack, turn, exchange.slot_timeout, deadline)
-            exchange.connected(attempt, self._clock())
+            exchange.connected(attempt, self._clock(), queued=True)
         if connection is None:
             connection = self._open(stack, exchange.connect_timeout, deadline)
             exchange.connected(attempt, connection.opened_at)
@@ -127,6 +127,10 @@ class SyncStacks:
                     connection.stream.cut()
 
         return cut
+
+    def counts(self) -> Iterator[tuple[str, int, int]]:
+        """Idle and used connections to each place, by service; without the lock, so that who looks holds up nobody."""
+        return ((key[0], stack.idle, stack.size - stack.idle) for key, stack in list(self._stacks.items()))
 
     def forget(self) -> None:
         """After a fork, in the child: start anew. The streams see to themselves."""
@@ -204,7 +208,7 @@ class AsyncStacks:
             stack.drop(connection)
         if connection is None and not stack.reserve():
             connection = await self._wait(stack, exchange.slot_timeout, deadline)
-            exchange.connected(attempt, self._clock())
+            exchange.connected(attempt, self._clock(), queued=True)
         if connection is None:
             connection = await self._open(loop, stack, exchange.connect_timeout, deadline)
             exchange.connected(attempt, connection.opened_at)
@@ -254,6 +258,12 @@ class AsyncStacks:
 
         asked = [loop for loop, stacks in list(self._loops.items()) if post(loop, partial(drain_here, loop, stacks))]
         return cut
+
+    def counts(self) -> Iterator[tuple[str, int, int]]:
+        """See `SyncStacks.counts`."""
+        for stacks in list(self._loops.values()):
+            for key, stack in list(stacks.items()):
+                yield key[0], stack.idle, stack.size - stack.idle
 
     def forget(self) -> None:
         """See `SyncStacks.forget`."""

@@ -6,7 +6,7 @@ view's doing. It never decides which endpoints go.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Protocol
 from weakref import WeakValueDictionary
 
@@ -20,6 +20,10 @@ Cut = Callable[[], None]
 
 class Stacks(Protocol):
     """The connections of one client."""
+
+    def counts(self) -> Iterable[tuple[str, int, int]]:
+        """Idle and used connections to each place, by service; from any thread."""
+        ...
 
     def drain(self, service: str, place: Place) -> Cut:
         """Close what is idle, and what is in use when it comes back; from any thread.
@@ -42,12 +46,23 @@ class Clients:
 
     def drain(self, service: str, place: Place) -> Cut:
         """See `Stacks.drain`."""
-        # Clients come and go in other threads, which no iteration over what is weak survives: the references it gives.
-        present = [stacks for reference in self._stacks.valuerefs() if (stacks := reference()) is not None]
-        cuts = [stacks.drain(service, place) for stacks in present]
+        cuts = [stacks.drain(service, place) for stacks in self._present()]
 
         def cut() -> None:
             for each in cuts:
                 each()
 
         return cut
+
+    def counts(self) -> dict[str, tuple[int, int]]:
+        """Idle and used connections by service."""
+        found: dict[str, tuple[int, int]] = {}
+        for stacks in self._present():
+            for service, idle, used in stacks.counts():
+                before = found.get(service, (0, 0))
+                found[service] = before[0] + idle, before[1] + used
+        return found
+
+    def _present(self) -> list[Stacks]:
+        # Clients come and go in other threads, which no iteration over what is weak survives: the references it gives.
+        return [stacks for reference in self._stacks.valuerefs() if (stacks := reference()) is not None]

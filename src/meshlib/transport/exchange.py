@@ -56,6 +56,7 @@ class Exchange(Call):
         terms: what holds for the call.
         started: when it began.
         body: what is sent.
+        trail: what hears of it if it is observed; see `meshlib.transport.observed`.
 
     Raises:
         TypeError, ConfigError: for options in `extensions["meshlib"]` that cannot be.
@@ -64,6 +65,7 @@ class Exchange(Call):
 
     _error: Exception | None = None
     _serving = 1
+    trail: Any = None
 
     def __init__(self, route: Route, request: httpx.Request, recorder: Recorder) -> None:
         terms = route.terms
@@ -195,33 +197,41 @@ class Exchange(Call):
             self._error = error
         return again
 
+    def deliver(self, reply: Any) -> httpx.Response:
+        """The call ends with this answer."""
+        response: httpx.Response = reply.response()
+        return response
+
+    def left(self, error: BaseException) -> None:
+        """The call ends with this exception."""
+
     def body_died(self, error: Exception) -> Exception:
-        """The exception for a body that did not end well."""
+        """The exception for a body that did not end well; it carries the report, as does whatever leaves a driver."""
         self._error = error
-        return self.failure(self.body_deadline)
+        died = self.failure(self.body_deadline)
+        attach(died, self.report)
+        if self.cluster.journal.waiting:
+            self.cluster.journal.deliver(self.cluster)
+        return died
 
     def failure(self, deadline: float | None = None) -> Exception:
-        """The exception that leaves a call without an answer; it carries the report, and lists it in a note.
+        """The exception that leaves a call without an answer.
 
         Args:
             deadline: what may have run out; default the call's.
         """
-        report, journal = self.report, self.cluster.journal
-        if journal.waiting:
-            journal.deliver(self.cluster)
         last, self._error = self._error, None  # its traceback leads back to this object
         if last is None and not self.cluster.is_known:
             last = self._nobody()
         if self.clock() >= (self.deadline if deadline is None else deadline) - TIMER_SLACK:
             given = max(0.0, self.deadline - self.started)
-            said = f"{report.service}: no answer within {given:.3g} s"
+            said = f"{self.report.service}: no answer within {given:.3g} s"
             if isinstance(last, ResolveError):
                 said = f"{said}: {self.cluster.why_empty(0.0)}"
             error: Exception = DeadlineExceeded(said, request=self.request)
             error.__cause__ = last
         else:
             error = binding.httpx_error(last or self._nobody(), self.request)
-        attach(error, report)
         return error
 
     def _nobody(self) -> Exception:

@@ -126,7 +126,10 @@ class InnerConnection(Bounded):
     def send(self, exchange: Exchange, attempt: Attempt) -> InnerAnswer:
         """Send the request and wait for the headers."""
         try:
-            response = self._transport.handle_request(self.request(exchange, attempt))
+            send = self._transport.handle_request
+            if exchange.trail is not None:
+                send = exchange.trail.quietly(send, attempt)
+            response = send(self.request(exchange, attempt))
         except httpx.TransportError as error:
             if error is exchange.body.error:
                 raise
@@ -151,9 +154,12 @@ class InnerConnection(Bounded):
         host = None if route.host is None else exchange.host_at(attempt)
         told = exchange.deadline - self.clock() if route.send_deadline else None
         number = exchange.number_of(attempt)
-        return binding.inner_request(
+        moved = binding.inner_request(
             exchange.request, route.scheme, attempt.endpoint, host, told, number, body, timeout
         )
+        if exchange.trail is not None and (carried := exchange.trail.headers(attempt)):
+            binding.carry(moved.headers, carried)
+        return moved
 
     def _translated(self, error: httpx.TransportError) -> Exception:
         self.sent = not _failed_to_connect(error)
@@ -167,7 +173,10 @@ class AsyncInnerConnection(InnerConnection):
         """See `InnerConnection.send`."""
         request = self.request(exchange, attempt)
         try:
-            response = await within(self.deadline - self.clock(), self._transport.handle_async_request(request))
+            send = self._transport.handle_async_request
+            if exchange.trail is not None:
+                send = exchange.trail.quietly_async(send, attempt)
+            response = await within(self.deadline - self.clock(), send(request))
         except TimeoutError as error:
             raise self._late(request) from error
         except httpx.TransportError as error:
@@ -253,6 +262,10 @@ class InnerStacks:
             yield self._transports.popitem()[1]
         while self._drained:
             yield self._drained.pop()[1]
+
+    def counts(self) -> Iterator[tuple[str, int, int]]:
+        """See `connections.SyncStacks.counts`. What a transport has open is not known."""
+        return iter(())
 
     def forget(self) -> None:
         """After a fork, in the child: the transports are the parent's."""

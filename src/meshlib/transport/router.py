@@ -19,6 +19,7 @@ from meshlib.transport import binding
 from meshlib.transport.draining import Clients
 from meshlib.transport.exchange import Exchange, Recorder
 from meshlib.transport.network import Clock
+from meshlib.transport.observed import ObservedExchange
 from meshlib.transport.terms import Route
 
 
@@ -31,6 +32,7 @@ class Router:
         send_deadline: whether the next hop is told what is left of a call's time.
         inner: makes the transport for an endpoint; None for our own connections.
         clients: whom connections are made known to, so that those of an endpoint that has gone are drained.
+        telemetry: finds out whether calls are observed; None if they never are.
         owner: what begins anew after a fork; it lives as long as anybody who calls.
     """
 
@@ -42,6 +44,7 @@ class Router:
         send_deadline: bool = True,
         inner: Any = None,
         clients: Clients | None = None,
+        telemetry: Any = None,
         owner: Any = None,
     ) -> None:
         self.clock = clock
@@ -49,6 +52,7 @@ class Router:
         self._send_deadline = send_deadline
         self._clusters = clusters
         self.clients = Clients() if clients is None else clients
+        self._telemetry = telemetry
         self._owner = owner
         self._routes: dict[object, Route] = {}
 
@@ -62,8 +66,12 @@ class Router:
         route = self._routes.get(binding.origin_of(request.url))
         if route is None or route.service is not route.cluster.service:
             route = self._route(request.url)
+        if self._telemetry is not None and self.clock() >= self._telemetry.looks_at:
+            self._telemetry.look()
         try:
-            return Exchange(route, request, recorder)
+            if route.cluster.telemetry is None:
+                return Exchange(route, request, recorder)
+            return ObservedExchange(route, request, recorder)
         except Exception as error:
             attach(error, Report(route.name))
             raise

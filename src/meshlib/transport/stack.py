@@ -137,6 +137,11 @@ class Stack(Generic[C]):
         self._idle: deque[C] = deque()
         self._max_idle = service.connections.max_idle
 
+    @property
+    def idle(self) -> int:
+        """How many connections are idle."""
+        return len(self._idle)
+
     def pop(self, now: float) -> C | None:
         """The idle connection that was used last, if it is not too old. Its peer may have closed it meanwhile."""
         while self._idle:

@@ -65,16 +65,17 @@ class MeshTransport(httpx.BaseTransport):
                 if again:
                     time.sleep(again)
                 now = exchange.clock()
+            if reply is None or not reply.is_whole:
+                raise exchange.failure()
+            return exchange.deliver(reply)
         except BaseException as error:
             attach(error, exchange.report)
+            exchange.left(error)
             if reply is not None and not reply.is_over:
                 reply.give_up(error)
             if journal.waiting:
                 journal.deliver(exchange.cluster)
             raise
-        if reply is None or not reply.is_whole:
-            raise exchange.failure()
-        return reply.response()
 
     def close(self) -> None:
         """Close every idle connection."""

@@ -1,0 +1,61 @@
+"""Beside other instrumentation: what we make a span of, nobody makes a second one of (rule T2)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+from opentelemetry.instrumentation.httpx import HTTPXClientInstrumentor
+from opentelemetry.trace import format_span_id
+from seen import Seen
+
+from conftest import Colour
+from meshlib.testing import Upstream, upstreams
+
+
+@pytest.fixture(scope="module")
+def started() -> Iterator[Upstream]:
+    with upstreams(1) as fleet:
+        fleet[0].clear()  # its connection for control is there before leaks are looked for
+        yield fleet[0]
+
+
+@pytest.fixture
+def upstream(started: Upstream) -> Upstream:
+    started.clear()
+    return started
+
+
+@pytest.fixture
+def seen() -> Iterator[Seen]:
+    told = Seen()
+    instrumentor = HTTPXClientInstrumentor()
+    instrumentor.instrument(tracer_provider=told.tracers, meter_provider=told.meters)
+    yield told
+    instrumentor.uninstrument()
+
+
+def transports(colour: Colour) -> Any:
+    return (lambda endpoint: httpx.HTTPTransport()) if colour.is_sync else (lambda endpoint: httpx.AsyncHTTPTransport())
+
+
+@pytest.mark.parametrize("is_inner", [False, True], ids=["own", "inner"])
+def test_T2_no_span_is_doubled(colour: Colour, upstream: Upstream, seen: Seen, is_inner: bool) -> None:
+    mesh = seen.mesh(upstream, inner=transports(colour) if is_inner else None)
+    headers = {"TraceParent": "00-00000000000000000000000000000001-0000000000000001-01"}
+    assert colour.run(mesh, lambda client: client.get("/", headers=headers)).status_code == 200
+    assert [span.name for span in seen.spans] == ["GET orders", "GET"]
+    assert len(seen.points("http.client.request.duration")) == 1
+    assert {(span.attributes or {})["server.address"] for span in seen.spans} == {"orders"}
+    [told] = upstream.log()[0].values("traceparent")
+    attempt = seen.attempts[0].context
+    assert attempt is not None
+    assert format_span_id(attempt.span_id) in told
+
+
+def test_the_instrumentation_works_where_there_is_no_mesh(upstream: Upstream, seen: Seen) -> None:
+    with httpx.Client(trust_env=False) as client:
+        client.get(f"http://{upstream.address}/")
+    assert [span.name for span in seen.spans] == ["GET"]
