@@ -256,12 +256,23 @@ def test_every_service_has_checks_of_its_own(upstream: Upstream) -> None:
 # When they run
 
 
-def test_checks_start_with_the_first_call_which_does_not_wait_for_them(upstream: Upstream) -> None:
+def test_checks_start_with_the_first_call_which_does_not_wait_for_them(
+    upstream: Upstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answered = threading.Event()
+
+    async def after_the_call(service: Service, settings: HealthCheck, endpoint: Endpoint) -> Finding | None:
+        while not answered.is_set():
+            await asyncio.sleep(0.005)
+        return await check(service, settings, endpoint)
+
+    monkeypatch.setattr(health, "check", after_the_call)
     upstream.script({"delay": 0.0}, then={"fault": "hang"})
     mesh = mesh_of(upstream, health=HealthCheck("/healthz", timeout=30.0))
     with mesh.client("orders") as client:
         assert controls() == 0
         assert client.get("/").status_code == 200
+        answered.set()
         assert controls() == 1
         assert mesh._clusters["orders"].pending is None, "calls go the short way from now on"
         until(lambda: asked(upstream) == 1, LONG)
