@@ -15,11 +15,12 @@ from typing import Any
 
 import httpx
 import pytest
+from workers import Workers
 
 from components.absence import demanded
 from components.prometheus import Prometheus, program, promtool
 from meshlib.cli.faults import Stage, Step
-from meshlib.testing import Upstream, upstreams
+from meshlib.testing import upstreams
 
 pytestmark = pytest.mark.once
 
@@ -28,6 +29,23 @@ DASHBOARD = json.loads((FOLDER / "dashboard.json").read_text(encoding="utf-8"))
 ALERTS = FOLDER / "alerts.yml"
 PANELS = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
 VARIABLES = {each["name"]: each for each in DASHBOARD["templating"]["list"]}
+RULES = re.findall(r"expr: (?:[|]\n((?: {10}.*\n)+)|(.+))", ALERTS.read_text(encoding="utf-8"))
+WORDS = {
+    "and",
+    "avg",
+    "avg_over_time",
+    "by",
+    "count",
+    "group_left",
+    "histogram_quantile",
+    "increase",
+    "max",
+    "min",
+    "on",
+}
+WORDS |= {"or", "rate", "sum"}
+"""PromQL's own, as far as it is used."""
+
 QUERIES = {
     f"{panel['title']} {target['refId']}": str(target["expr"]) for panel in PANELS for target in panel["targets"]
 }
@@ -149,3 +167,184 @@ def recorded_without_data(prometheus: Prometheus, rules: list[dict[str, Any]], s
     names = [rule["name"] for rule in rules if rule["type"] == "recording"]
     assert len(names) > 2
     return [name for name in names if not shows(prometheus, f'{name}{{job="troubled"}}', started)]
+
+
+def test_the_dashboard_is_one_that_grafana_takes() -> None:
+    ids = [panel["id"] for panel in DASHBOARD["panels"]]
+    assert len(set(ids)) == len(ids)
+    assert DASHBOARD["schemaVersion"] >= 38
+    assert set(VARIABLES) == {"datasource", "job", "service"}
+    for asking in [*PANELS, VARIABLES["job"], VARIABLES["service"]]:
+        assert asking["datasource"] == {"type": "prometheus", "uid": "${datasource}"}
+    for panel in PANELS:
+        assert panel["title"]
+        assert panel["fieldConfig"]["defaults"]["unit"]
+        assert len({target["refId"] for target in panel["targets"]}) == len(panel["targets"]) > 0
+        for target in panel["targets"]:
+            grouped = set(re.findall(r"\w+", " ".join(re.findall(r"by \(([^)]*)\)", target["expr"]))))
+            assert set(re.findall(r"{{(\w+)}}", target["legendFormat"])) == grouped - {"le"}, panel["title"]
+            assert target["expr"].count("{") == target["expr"].count('{job=~"$job", server_address=~"$service"')
+
+
+def test_no_panel_hides_another() -> None:
+    taken = set()
+    for panel in DASHBOARD["panels"]:
+        place = panel["gridPos"]
+        cells = {(place["x"] + x, place["y"] + y) for x in range(place["w"]) for y in range(place["h"])}
+        assert not cells & taken, panel["title"]
+        assert max(x for x, _ in cells) < 24
+        taken |= cells
+
+
+def test_the_rules_and_the_dashboard_speak_of_what_meshlib_exports() -> None:
+    queries = [*QUERIES.values(), VARIABLES["job"]["definition"], VARIABLES["service"]["definition"]]
+    queries += [block or line for block, line in RULES]
+    used = {word for query in queries for word in names_in(query)}
+    with ExitStack() as stack:
+        fleet = Fleet(stack)
+        port = stack.enter_context(checkout(fleet.places, "astray"))
+        fleet.trouble()
+        wait_until(lambda: used <= known(exported(port)))
+        told = exported(port)
+    assert used - known(told) == set()
+    for query in queries:
+        for metric, selected in re.findall(r"(\w+){([^}]*)}", query):
+            assert set(re.findall(r"(\w+) ?(?:=~|!~|!=|=)", selected)) <= told[metric] | {"job"}, query
+    assert set(re.findall(r"[$]labels[.](\w+)", ALERTS.read_text(encoding="utf-8"))) <= known(told)
+
+
+def names_in(query: str) -> set[str]:
+    """Metrics and labels of a query, but those that a rule has recorded."""
+    bare = re.sub(r'"[^"]*"|\[[^]]*\]|label_values', " ", query)
+    return {word for word in re.findall(r"[a-z_][\w:]*", bare) if ":" not in word} - WORDS
+
+
+def exported(port: int) -> dict[str, set[str]]:
+    """The labels of each metric that the process tells."""
+    text = httpx.get(f"http://127.0.0.1:{port}/metrics", trust_env=False).text
+    found: dict[str, set[str]] = {}
+    for name, labels in re.findall(r"^(\w+){(.*)} ", text, re.MULTILINE):
+        found.setdefault(name, set()).update(re.findall(r'(\w+)="', labels))
+    return found
+
+
+def known(told: dict[str, set[str]]) -> set[str]:
+    """All names there are; Prometheus itself adds two labels."""
+    return {"job", "instance", *told, *(label for labels in told.values() for label in labels)}
+
+
+@pytest.mark.component
+def test_the_alerts_hold_for_one_worker_and_for_fifty(tmp_path: Path) -> None:
+    demanded("Prometheus", program)
+    assert "12 rules found" in promtool("check", "rules", ALERTS)
+    cases = [case for count in (1, 50) for case in situations(Workers(count))]
+    (tmp_path / "cases.yml").write_text(json.dumps({"rule_files": [str(ALERTS)], "tests": cases}))
+    promtool("test", "rules", tmp_path / "cases.yml")
+
+
+def situations(workers: Workers) -> Iterator[dict[str, Any]]:
+    """What may happen, and which alerts there are after half an hour of it."""
+    busy, is_alone = workers.calls(60), workers.count == 1
+    ejected = {"meshlib_endpoint_state": "open"}
+    yield workers.case("all is well", busy, workers.gauge("meshlib_endpoints", 3, meshlib_endpoint_state="closed"))
+    yield workers.case(
+        "one endpoint is out", busy, workers.gauge("meshlib_endpoints", 1, **ejected), alerts={"MeshEndpointOut"}
+    )
+    yield workers.case(
+        "one endpoint is out, at the first worker alone",
+        busy,
+        workers.gauge("meshlib_endpoints", 1, only=1, **ejected),
+        alerts={"MeshEndpointOut"} if is_alone else set(),
+    )
+    yield workers.case(
+        "three endpoints restart, one after the other",
+        busy,
+        workers.series("meshlib_endpoints", "0x20 1x2 0x40", **ejected),
+    )
+    yield workers.case("all is lost", busy, workers.gauge("meshlib_panic", 1), alerts={"MeshPanic"})
+    yield workers.case(
+        "the first worker has lost all",
+        busy,
+        workers.gauge("meshlib_panic", 1, only=1),
+        workers.ended(60, only=1, meshlib_call_outcome="not_sent"),
+        workers.ended(60, after=1, meshlib_call_outcome="ok"),
+        alerts={"MeshPanic", "MeshServiceFailing"} if is_alone else set(),
+    )
+    yield workers.case(
+        "nobody has called since all was lost",
+        workers.calls(0),
+        workers.gauge("meshlib_panic", 1),
+        workers.gauge("meshlib_endpoints", 3, **ejected),
+    )
+    by = {"meshlib_ejection_method": "consecutive", "meshlib_enforced": "true"}
+    yield workers.case(
+        "endpoints are ejected now and then", busy, workers.series("meshlib_ejections_total", "0+0.9x60", **by)
+    )
+    yield workers.case(
+        "endpoints are ejected all the time",
+        busy,
+        workers.series("meshlib_ejections_total", "0+2x60", **by),
+        alerts={"MeshEndpointFlapping"},
+    )
+    unpaid = {"meshlib_retry_decision": "no_budget"}
+    yield workers.case(
+        "retries are not paid for",
+        busy,
+        workers.series("meshlib_retry_decisions_total", "0+6x60", **unpaid),
+        alerts={"MeshRetryBudgetExhausted"},
+    )
+    yield workers.case(
+        "retries follow",
+        busy,
+        workers.series("meshlib_retry_decisions_total", "0+6x60", meshlib_retry_decision="retried"),
+    )
+    yield workers.case(
+        "one call in ten fails",
+        busy,
+        workers.ended(54, meshlib_call_outcome="ok"),
+        workers.ended(6, meshlib_call_outcome="rejected"),
+        alerts={"MeshServiceFailing"},
+    )
+    yield workers.case(
+        "callers give up, and get what they should not have asked for",
+        busy,
+        workers.ended(30, meshlib_call_outcome="abandoned", error_type="cancelled"),
+        workers.ended(30, meshlib_call_outcome="ok", error_type="404"),
+    )
+    yield workers.case(
+        "callers run out of time",
+        busy,
+        workers.ended(60, meshlib_call_outcome="abandoned", error_type="deadline"),
+        alerts={"MeshServiceFailing"},
+    )
+    yield workers.case(
+        "all of very few calls fail", workers.calls(1, only=1), workers.ended(1, only=1, meshlib_call_outcome="failed")
+    )
+    yield workers.case(
+        "the first worker hears nothing from its resolver",
+        busy,
+        workers.series("meshlib_resolver_staleness_seconds", "0+60x60", only=1),
+        alerts={"MeshDiscoveryStale"},
+    )
+    failed = {"meshlib_resolver_result": "failed"}
+    nobody = workers.gauge("meshlib_endpoints", 0, only=1, meshlib_endpoint_state="closed")
+    yield workers.case(
+        "nobody has asked for endpoints", nobody, workers.gauge("meshlib_resolver_updates_total", 0, **failed)
+    )
+    yield workers.case(
+        "the first worker has never heard of endpoints",
+        nobody,
+        workers.series("meshlib_resolver_updates_total", "0+6x60", only=1, **failed),
+        alerts={"MeshNoEndpoints"},
+    )
+    refused = {"meshlib_refused_by": "throttle", "meshlib_enforced": "true"}
+    would = {**refused, "meshlib_enforced": "false"}
+    yield workers.case(
+        "the throttle refuses a tenth",
+        busy,
+        workers.series("meshlib_refused_calls_total", "0+7x60", **refused),
+        alerts={"MeshCallsRefused"},
+    )
+    yield workers.case(
+        "the throttle would refuse", busy, workers.series("meshlib_refused_calls_total", "0+7x60", **would)
+    )
