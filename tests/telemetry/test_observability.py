@@ -276,6 +276,12 @@ def situations(workers: Workers) -> Iterator[dict[str, Any]]:
         workers.gauge("meshlib_panic", 1),
         workers.gauge("meshlib_endpoints", 3, **ejected),
     )
+    yield workers.case(
+        "all but the first worker have been silent since they lost all",
+        workers.calls(60, only=1),
+        workers.gauge("meshlib_panic", 1, after=1),
+        workers.gauge("meshlib_endpoints", 3, after=1, **ejected),
+    )
     by = {"meshlib_ejection_method": "consecutive", "meshlib_enforced": "true"}
     yield workers.case(
         "endpoints are ejected now and then", busy, workers.series("meshlib_ejections_total", "0+0.9x60", **by)

@@ -116,6 +116,36 @@ client.close()
     assert "meshlib_retry_budget_tokens{" in said
 
 
+def test_setup_may_try_one_port_after_the_other(upstream: Upstream) -> None:
+    said = run(
+        """
+import logging, socket
+said = []
+class Kept(logging.Handler):
+    def emit(self, record):
+        said.append(record.getMessage())
+logging.basicConfig(handlers=[Kept()])
+taken = socket.socket()
+taken.bind(("", 0))
+"""
+        + CALL
+        + """
+try:
+    telemetry.setup("checkout", prometheus_port=taken.getsockname()[1])
+except OSError as error:
+    print(error.strerror)
+taken.close()
+with telemetry.setup("checkout", prometheus_port=0) as running:
+    client.get("/")
+    text = httpx.get(f"http://127.0.0.1:{running.prometheus_port}/metrics", trust_env=False).text
+    print(text.count("target_info{"), said)
+client.close()
+""",
+        upstream.address,
+    )
+    assert said == "Address already in use\n1 []\n"
+
+
 class Sink(ThreadingHTTPServer):
     """Takes what is sent by OTLP, and keeps it as it came."""
 

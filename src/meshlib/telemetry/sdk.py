@@ -82,6 +82,7 @@ def setup(
     Raises:
         ConfigError: for arguments that cannot be, or none of the last three.
         ImportError: if an exporter is not installed; it says what to install.
+        OSError: if the port is taken; another one may be tried.
         RuntimeError: if the process has a provider already.
     """
     _check(service_name, prometheus_port, otlp, console)
@@ -91,7 +92,12 @@ def setup(
 
     _refuse_a_second()
     processors, readers = _exporting(prometheus_port, otlp, console)
-    server = None if prometheus_port is None else _serve(prometheus_port)
+    try:
+        server = None if prometheus_port is None else _serve(prometheus_port)
+    except OSError:  # the port is taken; who tries the next one must not be read twice
+        for each in (*processors, *readers):
+            each.shutdown()
+        raise
     resource = Resource.create({"service.name": service_name})
     providers = [_meters(resource, readers)]
     set_meter_provider(providers[0])
