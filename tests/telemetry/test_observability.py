@@ -196,6 +196,18 @@ def test_no_panel_hides_another() -> None:
         taken |= cells
 
 
+def test_the_page_tells_of_each_alert_what_it_is() -> None:
+    page = FOLDER.with_suffix(".md").read_text(encoding="utf-8")
+    rules = re.findall(
+        r"alert: (\w+)\n.*?for: (\d+)m\n.*?severity: (\w+)", ALERTS.read_text(encoding="utf-8"), re.DOTALL
+    )
+    told = re.findall(r"^\| `(\w+)` \| .*for (\d+) minutes? \| (\w+) \|$", page, re.MULTILINE)
+    assert sorted(told) == sorted(rules)
+    assert set(re.findall(r"^### (\w+)$", page, re.MULTILINE)) == {alert for alert, _, _ in rules}
+    named = set(re.findall(r'"([A-Z][^"]+)"', re.sub(r"```.*?```", "", page, flags=re.DOTALL)))
+    assert {" ".join(name.split()) for name in named} <= {panel["title"] for panel in PANELS}
+
+
 def test_the_rules_and_the_dashboard_speak_of_what_meshlib_exports() -> None:
     queries = [*QUERIES.values(), VARIABLES["job"]["definition"], VARIABLES["service"]["definition"]]
     queries += [block or line for block, line in RULES]
