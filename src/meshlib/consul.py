@@ -1,9 +1,9 @@
 """A client for Consul's HTTP API, as small as discovery and registration need it.
 
 Decides how one request is made: with the token of this moment, on a connection of its own, bounded in time and size;
-and which answers are errors. It never keeps anything between two requests, never tries again, and says nothing of a
-token, a header or a query in an error. There is no connection to reuse: queries wait for up to minutes, and come once a
-second at most.
+and which answers are errors. It never keeps anything between two requests, never tries again, and tells nothing of a
+token, a header, a query or a body in an error or a log. There is no connection to reuse: queries wait for up to
+minutes, and come once a second at most.
 """
 
 from __future__ import annotations
@@ -11,19 +11,24 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import socket
 import ssl
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
-from functools import cache
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
 
+import httpcore
 import httpx
 
 from meshlib.endpoint import Endpoint
 from meshlib.policy import TLS
+from meshlib.transport.http1 import AsyncBody
+from meshlib.transport.network import Bounded, Dial
+from meshlib.transport.network_asyncio import AsyncioStream, connect
+from meshlib.transport.once import ask
 from meshlib.transport.tls import context_for
 from meshlib.validation import ConfigError, Fault, check, instance, ruled, whole
 
@@ -34,11 +39,24 @@ CONNECT_WITHIN = 2.0
 
 LARGEST_ANSWER = 64 * 1024 * 1024
 LARGEST_TOKEN = 4096
-LONGEST_REASON = 200
-"""Characters of the server's own words in an error."""
-
 ENOUGH_FOR_A_REASON = 16 * 1024
-"""Bytes of which these are looked for: pages of HTML begin with much white space."""
+"""Bytes in which the server's own words are looked for."""
+
+KNOWN_REASONS = (
+    "ACL not found",
+    "ACL support disabled",
+    "Permission denied",
+    "No cluster leader",
+    "No path to datacenter",
+    "Query not found",
+    "does not have associated TTL",
+    "Unknown check",
+    "Unknown service",
+    "rate limit",
+    "rpc error",
+)
+"""What Consul says when it refuses, the most telling first. Nothing else of a body is told: it may be a token that does
+not exist, or the page of whoever sits in front (rule T3)."""
 
 
 _BAD_HOST = "must be an address without a zone, or a host name"
@@ -124,32 +142,55 @@ class ConsulAgent:
             headers["x-consul-token"] = token
         query = urlencode(params, quote_via=quote)
         request = httpx.Request("GET", f"{self.scheme}://{self}/{way}?{query}", headers=headers)
-        request.extensions["timeout"] = {"connect": CONNECT_WITHIN}
         try:
             async with asyncio.timeout(timeout):
-                response_headers, body = await self._exchange(request, token)
+                response_headers, body = await self._exchange(request)
         except TimeoutError:
             raise ConsulError(f"no answer from {self} within {timeout:g} s") from None
-        except (httpx.TransportError, OSError) as error:  # the oldest httpcore lets errors of TLS through as they are
-            what = ": ".join(filter(None, (type(error).__name__, _quoted(str(error).encode(), token))))
-            raise ConsulError(f"no answer from {self} ({what})") from error
-        return Answer(_json(body, token), response_headers, had_token=bool(token))
+        except (httpcore.NetworkError, httpcore.TimeoutException, httpcore.RemoteProtocolError, OSError) as error:
+            raise ConsulError(f"no answer from {self} ({type(error).__name__}: {error})") from error
+        return Answer(_json(body), response_headers, had_token=bool(token))
 
-    async def _exchange(self, request: httpx.Request, token: str) -> tuple[Mapping[str, str], bytes]:
-        # Used by itself, a transport neither logs URLs nor looks for proxies in the environment, as a client does.
-        transport = httpx.AsyncHTTPTransport(verify=self._context(), trust_env=False)
+    async def _exchange(self, request: httpx.Request) -> tuple[Mapping[str, str], bytes]:
+        stream = await self._connect()
         try:
-            response = await transport.handle_async_request(request)
-            if response.status_code != HTTPStatus.OK:
-                words = _quoted(await _start_of(response), token) or _phrase(response.status_code)
-                raise ConsulError(f"Consul answered {response.status_code}: {words}", response.status_code)
-            return response.headers, await _whole(response, token)
+            method, target = request.method.encode(), request.url.raw_path
+            head, body = await ask(stream, method, target, request.headers.raw, request.content)
+            if head.status_code != HTTPStatus.OK:
+                reason = _reason(await _start_of(body), head.status_code)
+                raise ConsulError(f"Consul answered {head.status_code}: {reason}", head.status_code)
+            headers = httpx.Headers(head.headers.raw_items())
+            if "content-encoding" in headers:
+                raise ConsulError("Consul's answer is encoded, though none was asked for", HTTPStatus.OK)
+            return headers, await _whole(body)
         finally:
-            await transport.aclose()
+            stream.abort()
 
-    def _context(self) -> ssl.SSLContext:
+    async def _connect(self) -> AsyncioStream:
+        """A connection to the first of its addresses that takes one."""
+        loop, context = asyncio.get_running_loop(), self._context()
+        bounds = Bounded(loop.time, loop.time() + CONNECT_WITHIN)
+        last: Exception = httpcore.ConnectTimeout(f"no address of {self.host} was found in time")
+        for left, address in await self._addresses(loop, bounds.deadline):
+            share = (bounds.deadline - loop.time()) / left  # so that one which does not answer leaves time for the next
+            try:
+                return await connect(Dial(address, self.port, context, self.host), share, bounds)
+            except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
+                last = error
+        raise last
+
+    async def _addresses(self, loop: asyncio.AbstractEventLoop, until: float) -> list[tuple[int, str]]:
+        """What its name stands for, in order, each with how many are left; none if nobody knows by then."""
+        try:
+            async with asyncio.timeout_at(until):
+                found = await loop.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM)
+        except TimeoutError:
+            return []
+        return [(len(found) - number, str(address[0])) for number, (*_, address) in enumerate(found)]
+
+    def _context(self) -> ssl.SSLContext | None:
         if self.scheme == "http":
-            return _unused()
+            return None
         bundle = self.ca_file or os.environ.get("CONSUL_CACERT") or "system"
         try:
             return context_for(TLS(verify=bundle))
@@ -181,48 +222,38 @@ def _content(file: str) -> str:
         raise ConsulError(f"the token file {file!r} cannot be read ({reason})") from None
 
 
-@cache
-def _unused() -> ssl.SSLContext:
-    """For plain HTTP: httpx would read the system's certificates all the same if it were given none."""
-    return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-
-
-async def _whole(response: httpx.Response, token: str) -> bytes:
-    if encoding := response.headers.get("content-encoding", ""):
-        raise ConsulError(
-            f"Consul's answer is encoded, though none was asked for ({_quoted(encoding.encode(), token)})"
-        )
+async def _whole(pieces: AsyncBody) -> bytes:
     body = bytearray()
-    async for piece in response.aiter_raw():
+    async for piece in pieces:
         body += piece
         if len(body) > LARGEST_ANSWER:
             raise ConsulError(f"Consul's answer is longer than {LARGEST_ANSWER} bytes")
     return bytes(body)
 
 
-async def _start_of(response: httpx.Response) -> bytes:
+async def _start_of(pieces: AsyncBody) -> bytes:
     body = b""
-    async for piece in response.aiter_raw():
+    async for piece in pieces:
         body += piece
         if len(body) >= ENOUGH_FOR_A_REASON:
             break
     return body
 
 
-def _json(body: bytes, token: str) -> Any:
+def _json(body: bytes) -> Any:
     try:
         return json.loads(body)
     except (ValueError, RecursionError):
-        raise ConsulError(f"Consul's answer is not JSON: {_quoted(body, token) or 'it is empty'}", 200) from None
+        begins = body[:ENOUGH_FOR_A_REASON].lstrip()[:1]
+        what = {b"": "it is empty", b"<": "it may be HTML"}.get(begins, f"{len(body)} bytes of something else")
+        # Not "from" the error, which holds the whole of it.
+        raise ConsulError(f"Consul's answer is not JSON: {what}", 200) from None
 
 
-def _quoted(text: bytes, token: str = "") -> str:
-    """The server's own words, short, on one line, and without the token that it may have repeated."""
-    words = text[:ENOUGH_FOR_A_REASON].decode("utf-8", "replace")
-    if token:
-        words = words.replace(token, "***")
-    printable = "".join(letter if letter.isprintable() else " " for letter in words)
-    return " ".join(printable.split())[:LONGEST_REASON]
+def _reason(body: bytes, status: int) -> str:
+    """Why Consul refuses, if it says so in words that it is known for; else what the status means."""
+    said = body.decode("utf-8", "replace").lower()
+    return next((words for words in KNOWN_REASONS if words.lower() in said), "") or _phrase(status)
 
 
 def _phrase(status: int) -> str:

@@ -25,9 +25,9 @@ from meshlib.core.health import Standing
 from meshlib.core.node import Node
 from meshlib.endpoint import Endpoint
 from meshlib.policy import HealthCheck
-from meshlib.transport.http1 import CHUNK, AsyncBody, Http1
 from meshlib.transport.network import Bounded
 from meshlib.transport.network_asyncio import AsyncioStream, connect
+from meshlib.transport.once import ask
 from meshlib.transport.ready import Ready
 from meshlib.transport.stack import dial_to
 
@@ -199,14 +199,9 @@ async def _ask(stream: AsyncioStream, path: str, host: str) -> int:
         (b"Accept-Encoding", b"identity"),
         (b"Connection", b"close"),
     ]
-    http = Http1()
-    await stream.write(http.head(b"GET", path.encode("ascii"), headers) + http.end())
-    head = None
-    while head is None:
-        http.feed(await stream.read(CHUNK))
-        head = http.answer()
+    head, body = await ask(stream, b"GET", path.encode("ascii"), headers)
     length = 0
-    async for piece in AsyncBody(http, stream, None):
+    async for piece in body:
         length += len(piece)
         if length > LONGEST_BODY:
             break

@@ -270,6 +270,7 @@ class Mesh:
             self._updates.close()
         if self._checks is not None:
             self._checks.close()
+        self._telemetry.close()
 
     async def aclose(self) -> None:
         """See `close`."""
@@ -290,6 +291,7 @@ class Mesh:
     def __enter__(self) -> Mesh:
         if self._control is not None:
             self._control.reopen()
+        self._telemetry.reopen()
         return self
 
     def __exit__(

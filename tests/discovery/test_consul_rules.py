@@ -8,6 +8,7 @@ import json
 import logging
 import ssl
 import time
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -150,10 +151,11 @@ def test_D4_an_index_of_someone_else_is_not_waited_with() -> None:
         (Answer(status=403, raw=b"ACL not found"), "Consul answered 403: ACL not found"),
         (Answer(status=429, raw=b""), "Consul answered 429: Too Many Requests"),
         (Answer(status=500, raw=b"No cluster leader", headers={"X-Consul-Index": "1"}), "500: No cluster leader"),
-        (Answer(status=404, raw=b"<html><title>gone\x07\r\n  fishing"), "404: <html><title>gone fishing"),
+        (Answer(status=404, raw=b"<html><title>gone\x07\r\n  fishing"), "Consul answered 404: Not Found"),
+        (Answer(status=500, raw=b"rpc error making call: permission denied"), "500: Permission denied"),
         (Answer(status=301, headers={"location": "/ui/"}), "Consul answered 301"),
         (Answer([entry()], status=204, raw=b""), "Consul answered 204: No Content"),
-        (Answer(raw=b"<!DOCTYPE html><html>"), "not JSON: <!DOCTYPE html><html>"),
+        (Answer(raw=b"<!DOCTYPE html><html>"), "not JSON: it may be HTML"),
         (Answer(raw=b""), "not JSON: it is empty"),
         (Answer(raw=b"\xff\xfe\x00"), "not JSON"),
         (Answer(raw=b"[" * 200_000), "not JSON"),
@@ -164,7 +166,7 @@ def test_D4_an_index_of_someone_else_is_not_waited_with() -> None:
         (Answer([entry(0), entry(None)]), "'web-0' has no port"),
         (Answer(raw=gzip.compress(b"[]"), headers={"content-encoding": "gzip"}), "is encoded, though none was asked"),
         (Answer([entry()], fault="cut"), "RemoteProtocolError"),
-        (Answer(fault="close"), "RemoteProtocolError: Server disconnected"),
+        (Answer(fault="close"), "RemoteProtocolError: the server closed the connection"),
         (Answer(fault="reset"), "no answer from 127.0.0.1"),
         (Answer(raw=b"", headers={"content-length": "nonsense"}), "RemoteProtocolError"),
     ],
@@ -179,10 +181,9 @@ def test_D4_an_answer_that_the_acls_have_shortened_is_an_error() -> None:
     assert places(ask(answer(entry(), X_Consul_Results_Filtered_By_ACLs="false"))[0][0]) == ["127.0.0.1:8001"]
 
 
-def test_D4_a_status_is_told_and_the_servers_words_are_cut_short() -> None:
+def test_D4_a_status_is_told_and_of_the_servers_words_only_those_it_is_known_for() -> None:
     error = refusal(Answer(status=500, raw=b"word " * 10_000))
-    assert error.status == 500
-    assert len(str(error)) < 250
+    assert (error.status, str(error)) == (500, "Consul answered 500: Internal Server Error")
 
 
 def test_D4_nobody_listens() -> None:
@@ -424,12 +425,14 @@ def test_D4_a_token_is_sent_as_a_header_and_shown_nowhere(
     assert TOKEN not in str((query.path, query.params))
     consul = Consul.from_url("consul://127.0.0.1/web?tag=private-tag")
     error = refusal(Answer(status=403, raw=f"token {TOKEN} is not known".encode()))
-    assert str(error) == "Consul answered 403: token *** is not known"
+    assert str(error) == "Consul answered 403: Forbidden"
     assert TOKEN not in "".join([repr(got), repr(consul), consul.source, repr(error), caplog.text])
     assert "private-tag" not in consul.source
     assert "private-tag" not in caplog.text
-    for odd in ({"content-encoding": TOKEN}, {"bad name": TOKEN}):
-        assert "***" in str(refusal(Answer(headers=odd)))
+    for odd in ({"content-encoding": TOKEN}, {"bad name": TOKEN}, {"content-length": TOKEN}):
+        assert TOKEN not in "".join(traceback.format_exception(refusal(Answer(headers=odd))))
+    assert TOKEN not in str(refusal(Answer(raw=TOKEN.encode())))
+    assert [record.name for record in caplog.records if record.name.startswith("http")] == []
 
 
 @pytest.mark.parametrize(

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import gc
+import os
+import random
 import re
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from opentelemetry.metrics import NoOpMeterProvider
+from opentelemetry.metrics import MeterProvider, NoOpMeterProvider
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
+from opentelemetry.semconv._incubating.metrics import http_metrics
 from opentelemetry.trace import NoOpTracerProvider
 from seen import Seen
 
 from conftest import Colour
 from meshes import get_or_error, refusing
-from meshlib import Breaker, Endpoint, HealthCheck, Hedge, Limit, Mesh, Retry, Service
+from meshlib import Breaker, ConfigError, Endpoint, HealthCheck, Hedge, Limit, Mesh, Retry, Service
+from meshlib.core.cluster import Cluster
 from meshlib.core.tally import Decision
 from meshlib.discovery import Resolution
 from meshlib.telemetry.words import ERRORS
@@ -243,6 +248,90 @@ def test_T1_meshes_of_one_provider_are_added_up(two: list[Upstream], seen: Seen)
     assert seen.value("meshlib.endpoints", meshlib__endpoint__state="closed") == 2
     assert seen.value("http.client.request.duration") == 2
     assert seen.value("meshlib.retry_budget.tokens") == 500
+
+
+def test_T1_meshes_that_share_a_provider_do_not_upset_it(
+    two: list[Upstream], seen: Seen, caplog: pytest.LogCaptureFixture
+) -> None:
+    for _ in range(2):
+        with seen.mesh(two[0]).client("orders") as client:
+            client.get("/")
+    seen.metrics()
+    assert caplog.messages == []
+
+
+def test_T1_what_the_conventions_name_is_as_they_have_it(two: list[Upstream], seen: Seen) -> None:
+    """In the same words: where others record it as well, Prometheus would take two descriptions for two metrics."""
+    with seen.mesh(two[0]).client("orders") as client:
+        client.get("/")
+    theirs = Seen()
+    meter = theirs.meters.get_meter("conventions")
+    http_metrics.create_http_client_request_duration(meter).record(0.1)
+    http_metrics.create_http_client_active_requests(meter).add(1)
+    http_metrics.create_http_client_open_connections(meter).add(1)
+    found, expected = (
+        {name: (each.unit, each.description, type(each.data)) for name, each in told.metrics().items()}
+        for told in (seen, theirs)
+    )
+    assert {name: each for name, each in found.items() if name.startswith("http.")} == expected
+
+
+@dataclass
+class Wrapped(MeterProvider):
+    """Some wrap a provider in what cannot be hashed, as Logfire does."""
+
+    inner: Any
+
+    def get_meter(self, *args: Any, **kwargs: Any) -> Any:
+        return self.inner.get_meter(*args, **kwargs)
+
+
+def test_T1_a_provider_need_not_be_hashable(two: list[Upstream], seen: Seen) -> None:
+    provider = Wrapped(seen.meters)
+    for _ in range(2):
+        with seen.mesh(two[0], tell={"meter_provider": provider}).client("orders") as client:
+            client.get("/")
+    assert seen.value("http.client.request.duration") == 2
+    assert seen.value("meshlib.panic") == 0
+
+
+def test_T1_a_provider_that_cannot_be_used_harms_no_call(
+    two: list[Upstream], seen: Seen, caplog: pytest.LogCaptureFixture
+) -> None:
+    with seen.mesh(two[0], tell={"meter_provider": Wrapped(None)}).client("orders") as client:
+        assert [client.get("/").status_code for _ in range(2)] == [200, 200]
+    assert caplog.messages == ["OpenTelemetry's providers cannot be used; calls go unobserved"]
+
+
+def test_what_is_no_provider_is_refused(seen: Seen) -> None:
+    told = r"^meter_provider: must be one of OpenTelemetry's providers, got a TracerProvider"
+    with pytest.raises(ConfigError, match=told):
+        seen.mesh("127.0.0.1:1", tell={"meter_provider": seen.tracers})
+
+
+def test_T1_a_service_that_comes_later_is_seen_as_well(two: list[Upstream], seen: Seen) -> None:
+    mesh = seen.mesh(two[0])
+    with mesh.client() as client:
+        client.get("http://orders/")
+        late = Cluster(Service("late", [two[1].address]), random.Random(1))
+        late.publish([Endpoint.parse(two[1].address)], "a list", 0.0)
+        mesh._clusters["late"] = late
+        client.get("http://late/")
+    assert seen.value("meshlib.client.call.duration", server__address="late") == 1
+    assert seen.value("meshlib.endpoints", server__address="late", meshlib__endpoint__state="closed") == 1
+
+
+def test_S3_a_forked_child_tells_of_its_own(two: list[Upstream], seen: Seen) -> None:
+    two[0].script({}, then={"size": 3_000_000})
+    with seen.mesh(two[0]).client("orders") as client:
+        client.get("/")
+        with client.stream("GET", "/"):
+            child = os.fork()
+            if child == 0:
+                names = ("http.client.active_requests", "http.client.open_connections")
+                os._exit(sum(point.value for name in names for _, point in seen.points(name)))
+            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+            assert seen.value("http.client.active_requests") == 1
 
 
 def test_T1_providers_of_the_api_are_nowhere(two: list[Upstream]) -> None:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import re
+import time
+import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -247,8 +251,6 @@ def test_T1_a_body_of_the_callers_that_fails_is_the_callers(colour: Colour, two:
 
 
 def test_T1_a_cancelled_call_ends_its_spans(two: list[Upstream], seen: Seen) -> None:
-    import asyncio
-
     two[0].script(then={"fault": "hang"})
 
     async def main() -> None:
@@ -259,6 +261,74 @@ def test_T1_a_cancelled_call_ends_its_spans(two: list[Upstream], seen: Seen) -> 
     asyncio.run(main())
     assert [(span.attributes or {})["error.type"] for span in seen.spans] == ["cancelled", "cancelled"]
     assert (seen.calls[0].attributes or {})["meshlib.call.outcome"] == "abandoned"
+
+
+@pytest.mark.parametrize(
+    ("step", "hedge", "of_attempts"),
+    [
+        ({"fault": "hang"}, None, ["cancelled"]),
+        ({"fault": "hang"}, Hedge(after=0.05), ["cancelled", "cancelled"]),
+        ({"status": 503, "headers": {"retry-after": "5"}}, None, ["503"]),
+    ],
+    ids=["headers", "hedged", "back-off"],
+)
+def test_T2_a_call_that_is_garbage_collected_ends_its_spans(
+    step: dict[str, Any], hedge: Hedge | None, of_attempts: list[str], two: list[Upstream], seen: Seen
+) -> None:
+    """But not at once: the collector may come amid one of the SDK's own locks."""
+    for each in two:
+        each.script(then=step)
+    mesh = seen.mesh(*two, hedge=hedge)
+    tasks: list[Any] = []
+
+    async def main() -> None:
+        tasks.append(asyncio.ensure_future(mesh.async_client("orders").get("/")))
+        async with asyncio.timeout(30):
+            while sum(len(each.log()) for each in two) < len(of_attempts):
+                await asyncio.sleep(0.01)
+        await asyncio.sleep(0.1)
+
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(main())
+    loop.close()
+    with warnings.catch_warnings(action="ignore"):
+        tasks.clear()
+        gc.collect()
+    collected = time.time_ns()
+    assert seen.calls == [], "something was done in a finalizer"
+    assert seen.value("meshlib.client.call.duration", error__type="cancelled") == 1
+    [call] = seen.calls
+    assert (call.attributes or {})["meshlib.call.outcome"] == "abandoned"
+    assert call.end_time is not None
+    assert call.end_time <= collected
+    assert [(span.attributes or {})["error.type"] for span in seen.attempts] == of_attempts
+    assert seen.value("http.client.active_requests") == 0
+
+
+def test_T2_the_spans_of_what_was_collected_end_with_the_next_call_or_the_mesh(two: list[Upstream], seen: Seen) -> None:
+    two[0].script(then={"fault": "hang"})
+    mesh = seen.mesh(two[0])
+
+    def lose_one() -> None:
+        call = mesh.async_client("orders").get("/")
+
+        async def start() -> None:
+            call.send(None)
+
+        with warnings.catch_warnings(action="ignore"):
+            asyncio.run(start())
+            call.close()
+            gc.collect()
+
+    lose_one()
+    assert seen.calls == []
+    two[0].script()
+    with mesh.client("orders") as client:
+        client.get("/")
+    assert [(span.attributes or {})["meshlib.call.outcome"] for span in seen.calls] == ["abandoned", "ok"]
+    lose_one()
+    mesh.close()
+    assert len(seen.calls) == 3
 
 
 def test_T2_waiting_is_told_by_events(two: list[Upstream], seen: Seen) -> None:
@@ -281,12 +351,13 @@ def test_T2_a_wait_for_the_endpoints_is_told(spans: str, two: list[Upstream], se
     tell: Any = {"spans": spans}
     with Mesh(Service("orders", Found()), **seen.told_to(tell)) as mesh, mesh.client("orders") as client:
         client.get("/")
+        assert seen.value("meshlib.resolver.updates", meshlib__resolver__result="answered") == 1
+        assert seen.value("meshlib.resolver.staleness") == 0.0
+        assert 0.0 <= seen.value("meshlib.resolver.age") < 60.0
+    assert seen.value("meshlib.resolver.age") is None, "a mesh that is closed looks for none"
     [span] = seen.spans
     [event] = span.events
     assert (event.attributes or {})["meshlib.wait.reason"] == "resolve"
-    assert seen.value("meshlib.resolver.updates", meshlib__resolver__result="answered") == 1
-    assert seen.value("meshlib.resolver.staleness") == 0.0
-    assert 0.0 <= seen.value("meshlib.resolver.age") < 60.0
 
 
 def test_T2_nothing_is_built_for_a_span_that_nobody_records(

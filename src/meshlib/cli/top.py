@@ -7,9 +7,12 @@ nothing there. See `meshlib.cli.overview` for how an answer is shown.
 from __future__ import annotations
 
 import json
+import logging
 import signal
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import httpx
@@ -46,7 +49,7 @@ def run(url: str, *, interval: float, is_once: bool) -> int:
         print(f"meshlib top: URL: must be where a status page is mounted, for example {example}", file=sys.stderr)
         return 2
     source = _shown(target)
-    with httpx.Client(timeout=PATIENCE, headers={"accept": "application/json"}) as client:
+    with _unlogged(), httpx.Client(timeout=PATIENCE, headers={"accept": "application/json"}) as client:
         try:
             first = _ask(client, target)
         except NoAnswer as why:
@@ -59,6 +62,19 @@ def run(url: str, *, interval: float, is_once: bool) -> int:
                 raise
             return 128 + signal.SIGINT  # which is how it ends as a rule, so nothing is said of it
     return 0
+
+
+@contextmanager
+def _unlogged() -> Iterator[None]:
+    """httpx logs URLs with a password and a query, httpcore the headers of answers (rule T3)."""
+    levels = {logger: logger.level for logger in map(logging.getLogger, ("httpx", "httpcore"))}
+    for logger in levels:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        for logger, level in levels.items():
+            logger.setLevel(level)
 
 
 def _show(

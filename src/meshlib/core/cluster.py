@@ -81,7 +81,19 @@ class Pending(Protocol):
 
 
 class Observer(Protocol):
-    """What a call is observed by."""
+    """What the calls of a service are observed by.
+
+    Attributes:
+        service: its name.
+        scheme: what its endpoints are spoken to by.
+    """
+
+    service: str
+    scheme: str
+
+    def collect(self) -> None:
+        """Do what was left undone about calls that were garbage-collected."""
+        ...
 
     def begin(self, method: str, url: Callable[[], str]) -> Any:
         """A call begins; returns what hears of the rest."""

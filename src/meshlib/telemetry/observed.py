@@ -13,7 +13,7 @@ from functools import partial
 from math import inf, isfinite
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
-from weakref import WeakKeyDictionary, WeakSet
+from weakref import WeakValueDictionary, finalize
 
 from opentelemetry.metrics import CallbackOptions, Meter, Observation
 
@@ -36,12 +36,14 @@ class Service(NamedTuple):
     Attributes:
         cluster: the service's live state.
         now: the time.
-        connections: how many are idle and how many in use.
+        connections: tells how many are idle and how many in use, by service.
+        is_followed: whether its endpoints are kept up to date, as they are until the mesh is closed.
     """
 
     cluster: Cluster
     now: float
-    connections: tuple[int, int]
+    connections: Callable[[], Mapping[str, tuple[int, int]]]
+    is_followed: bool
 
 
 class Observed(NamedTuple):
@@ -61,7 +63,12 @@ class Source:
         clusters: its services.
         clock: its own.
         connections: idle and used ones by service.
+
+    Attributes:
+        is_followed: see `Service`.
     """
+
+    is_followed = True
 
     def __init__(
         self,
@@ -75,16 +82,21 @@ class Source:
 
     def services(self) -> Iterable[Service]:
         """All of them, as they are now."""
-        now, connections = self._clock(), self._connections()
-        for name, cluster in list(self._clusters.items()):
-            yield Service(cluster, now, connections.get(name, (0, 0)))
+        now = self._clock()
+        for cluster in list(self._clusters.values()):
+            if cluster.telemetry is not None:
+                cluster.telemetry.collect()
+            yield Service(cluster, now, self._connections, self.is_followed)
+
+
+Known = WeakValueDictionary[int, Source]
 
 
 class Sources:
     """The meshes that each provider sees."""
 
     def __init__(self) -> None:
-        self._known: WeakKeyDictionary[Any, WeakSet[Source]] = WeakKeyDictionary()
+        self._known: dict[int, Known] = {}
         self.forget()
         inherited.add(self)
 
@@ -95,22 +107,25 @@ class Sources:
     def add(self, provider: Any, meter: Meter, source: Source) -> None:
         """Have the provider's readers see this mesh as well, for as long as it lives."""
         with self._lock:
-            known = self._known.get(provider)
+            known = self._known.get(id(provider))  # some cannot be hashed
             if known is None:
-                known = self._known[provider] = WeakSet()
+                known = WeakValueDictionary()
+                finalize(provider, self._known.pop, id(provider), None).atexit = False
                 for each in OBSERVED:
                     create: Any = getattr(meter, f"create_observable_{each.kind}")
                     create(each.name, [partial(_observations, each, known)], each.unit, each.description)
-            known.add(source)
+                self._known[id(provider)] = known
+            known[id(source)] = source
 
 
 sources = Sources()
 
 
-def _observations(observed: Observed, sources: WeakSet[Source], options: CallbackOptions) -> Iterable[Observation]:
+def _observations(observed: Observed, known: Known, options: CallbackOptions) -> Iterable[Observation]:
     """Of services of the same name in several meshes, what can be added up is; of the rest the largest counts."""
     found: dict[tuple[tuple[str, str | bool], ...], float] = {}
-    for source in list(sources):
+    # Meshes come in other threads, which no iteration over what is weak survives: the references it gives.
+    for source in filter(None, [reference() for reference in known.valuerefs()]):
         for service in source.services():
             for attributes, value in observed.read(service):
                 key = (("server.address", service.cluster.service.name), *attributes.items())
@@ -128,7 +143,8 @@ def _active(service: Service) -> Rows:
 
 
 def _connections(service: Service) -> Rows:
-    for state, count in zip(("idle", "active"), service.connections, strict=True):
+    counts = service.connections().get(service.cluster.service.name, (0, 0))
+    for state, count in zip(("idle", "active"), counts, strict=True):
         yield {"http.connection.state": state}, count
 
 
@@ -196,13 +212,18 @@ def _changes(service: Service) -> Rows:
 
 
 def _age(service: Service) -> Rows:
-    if _is_dynamic(service.cluster) and service.cluster.is_known:
+    if _is_followed(service):
         yield {}, max(0.0, service.now - service.cluster.known_at)
 
 
 def _staleness(service: Service) -> Rows:
-    if _is_dynamic(service.cluster) and service.cluster.is_known:
+    if _is_followed(service):
         yield {}, max(0.0, service.now - service.cluster.holds_until)
+
+
+def _is_followed(service: Service) -> bool:
+    """Whether somebody is asked for its endpoints again and again, and has answered."""
+    return service.is_followed and _is_dynamic(service.cluster) and service.cluster.is_known
 
 
 def _is_dynamic(cluster: Cluster) -> bool:
@@ -239,14 +260,14 @@ OBSERVED = (
         "http.client.active_requests",
         "up_down_counter",
         "{request}",
-        "Attempts whose response has not ended.",
+        "Number of active HTTP requests.",
         _active,
     ),
     Observed(
         "http.client.open_connections",
         "up_down_counter",
         "{connection}",
-        "Connections of meshlib's own that are open or being opened.",
+        "Number of outbound HTTP connections that are currently active or idle on the client.",
         _connections,
     ),
     Observed("meshlib.endpoints", "up_down_counter", "{endpoint}", "Endpoints by their state.", _endpoints),

@@ -45,6 +45,9 @@ Attributes = dict[str, str | int]
 class Instruments:
     """The instruments of one meter.
 
+    What the semantic conventions name is described in their words: where other instrumentation has a metric of the same
+    name, two descriptions would make it two metrics to some who read them.
+
     Args:
         meter: where they are made.
     """
@@ -55,7 +58,7 @@ class Instruments:
                 name, unit, description, explicit_bucket_boundaries_advisory=[float(each) for each in boundaries]
             )
 
-        self.attempt = histogram(ATTEMPT, "s", SECONDS, "How long attempts took until their headers, or their end.")
+        self.attempt = histogram(ATTEMPT, "s", SECONDS, "Duration of HTTP client requests.")
         self.call = histogram(CALL, "s", CALL_SECONDS, "How long calls took until their headers, or their end.")
         self.extra = {
             "retry": histogram(RETRIES, "{retry}", COUNTS, "Retries of a call that had any."),

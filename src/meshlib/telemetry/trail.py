@@ -11,7 +11,10 @@ A span is over at the headers, when everything about the call is decided. A body
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Awaitable, Callable
+from functools import partial
+from time import time_ns
 from typing import TYPE_CHECKING, Any
 
 from opentelemetry import context as contexts
@@ -60,14 +63,15 @@ class Line:
         self.tracer = tracer
         self.call_tracer = tracer if spans in ("both", "call") else None
         self.attempt_tracer = tracer if spans in ("both", "attempt") else None
-        self._scheme = scheme
+        self.scheme = scheme
         self._started_with: dict[str, dict[str, str]] = {}
+        self.forsaken: deque[Callable[[], None]] = deque()
 
     def started_with(self, method: str) -> dict[str, str]:
         """What samplers see of a span, the same for every call of this method."""
         attributes = self._started_with.get(method)
         if attributes is None:
-            attributes = {"http.request.method": method, "server.address": self.service, "url.scheme": self._scheme}
+            attributes = {"http.request.method": method, "server.address": self.service, "url.scheme": self.scheme}
             self._started_with[method] = attributes
         return attributes
 
@@ -78,10 +82,21 @@ class Line:
             method: the request's.
             url: what of its URL may be shown.
         """
+        if self.forsaken:
+            self.collect()
         context = contexts.get_current()
         if context and any(map(context.get, SUPPRESSING)):  # an exporter at work, or somebody who has said no
-            return Trail(Line(self.service, self._scheme, None, None, "off"), method, url, context)
+            return Trail(Line(self.service, self.scheme, None, None, "off"), method, url, context)
         return Trail(self, method, url, context)
+
+    def collect(self) -> None:
+        """End the trails of calls that were garbage-collected; see `Trail.forsaken`."""
+        while self.forsaken:
+            try:
+                end = self.forsaken.popleft()
+            except IndexError:  # somebody else was at it as well
+                return
+            end()
 
 
 class Trail:
@@ -161,13 +176,16 @@ class Trail:
         propagate.inject(carrier, self._context_of(attempt))
         return carrier
 
-    def attempt_ends(self, attempt: Attempt, by: BaseException | None = None, *, is_late: bool = False) -> None:
+    def attempt_ends(
+        self, attempt: Attempt, by: BaseException | None = None, *, is_late: bool = False, at: int | None = None
+    ) -> None:
         """An attempt has its headers, or has ended without.
 
         Args:
             attempt: it.
             by: what ended it; none, and no headers, if the other attempt of a race did.
             is_late: whether the call's time has run out.
+            at: when, in nanoseconds since 1970; default now.
         """
         self._error = error = _why(attempt, by, is_late)
         span, context = self._tries.pop(attempt, (None, self._context))
@@ -176,7 +194,7 @@ class Trail:
         if span is not None:
             if span.is_recording():
                 self._tell_end(span, attempt, error)
-            span.end()
+            span.end(at)
 
     def _tell_end(self, span: Span, attempt: Attempt, error: str | None) -> None:
         if attempt.outcome is not None:
@@ -190,7 +208,13 @@ class Trail:
             span.set_status(FAILED)
 
     def call_ends(
-        self, attempts: list[Attempt], seconds: float, outcome: str, status: int | None, by: BaseException | None
+        self,
+        attempts: list[Attempt],
+        seconds: float,
+        outcome: str,
+        status: int | None,
+        by: BaseException | None,
+        at: int | None = None,
     ) -> None:
         """The call has its answer, or an exception leaves it."""
         if by is None:
@@ -204,6 +228,18 @@ class Trail:
                 line.recorder.extra(self._method, attempts, self._context)
         if self._call is not None:
             self._tell_call(self._call, len(attempts), outcome, status, error)
+            self._call.end(at)
+
+    def forsaken(self, attempts: list[Attempt], under_way: list[Attempt], seconds: float, outcome: str) -> None:
+        """The call is being garbage-collected, maybe amid one of the SDK's locks: others end its spans, as of now."""
+        self._line.forsaken.append(partial(self._end_forsaken, attempts, under_way, seconds, outcome, time_ns()))
+
+    def _end_forsaken(
+        self, attempts: list[Attempt], under_way: list[Attempt], seconds: float, outcome: str, at: int
+    ) -> None:
+        for attempt in under_way:
+            self.attempt_ends(attempt, GeneratorExit(), at=at)
+        self.call_ends(attempts, seconds, outcome, None, GeneratorExit(), at)
 
     def _tell_call(self, span: Span, attempts: int, outcome: str, status: int | None, error: str | None) -> None:
         span.set_attribute("meshlib.call.outcome", outcome)
@@ -213,7 +249,6 @@ class Trail:
         if error is not None:
             span.set_attribute("error.type", error)
             span.set_status(FAILED)
-        span.end()
 
     def quietly(self, send: Callable[[Any], Any], attempt: Attempt) -> Callable[[Any], Any]:
         """The same function, below which nobody makes spans of what we have one of."""

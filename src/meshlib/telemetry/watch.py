@@ -6,18 +6,24 @@ calls leave no trail, and OpenTelemetry is not even loaded here. Looking is chea
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from math import inf
 from threading import Lock
 from typing import TYPE_CHECKING, Any
-from weakref import WeakSet
+from weakref import WeakValueDictionary
 
 from meshlib.fork import inherited
 from meshlib.telemetry.providers import may_change, recording
+from meshlib.validation import ConfigError, Fault
 
 if TYPE_CHECKING:
     from meshlib.core.cluster import Cluster
     from meshlib.telemetry.observed import Source
+    from meshlib.telemetry.recorded import Instruments
+    from meshlib.telemetry.trail import Line
+
+logger = logging.getLogger("meshlib.telemetry")
 
 EVERY = 1.0
 """Seconds from one look for providers to the next."""
@@ -37,6 +43,9 @@ class Telemetry:
 
     Attributes:
         looks_at: when to `look` next, on the mesh's clock.
+
+    Raises:
+        ConfigError: for what is no provider.
     """
 
     def __init__(
@@ -55,27 +64,63 @@ class Telemetry:
         self._clock = clock
         self._connections = connections
         self._source: Source | None = None
+        self._instruments: Instruments | None = None
         self._spans = spans
         self._recorded = {"endpoint_attributes": endpoint_attributes, "call_duration": call_duration}
         self._given = meter_provider, tracer_provider
         self._meters: Any = None
         self._tracers: Any = None
+        self._tracer: Any = None
+        self._is_followed = True
+        _check(meter_provider, tracer_provider)
         self.looks_at = -inf
         self.forget()
         inherited.add(self)
-        _all.add(self)
+        _all[id(self)] = self
 
     def look(self) -> None:
-        """See whether there are providers now; whoever comes while somebody else is at it goes on without."""
+        """See whether there are providers now; whoever comes while somebody else is at it goes on without.
+
+        It is a call that looks: what goes wrong with a provider is no fault of the call's.
+        """
         if self._is_looking.acquire(blocking=False):
             try:
                 self._look()
+            except Exception:
+                self.looks_at = inf
+                logger.exception("OpenTelemetry's providers cannot be used; calls go unobserved")
             finally:
                 self._is_looking.release()
 
+    def attend(self, cluster: Cluster) -> None:
+        """Have a service's calls leave their trails, if anybody records them; again when its settings have changed."""
+        if self._meters is None and self._tracers is None:
+            return
+        scheme = "http" if cluster.service.tls is None else "https"
+        if cluster.telemetry is None or cluster.telemetry.scheme != scheme:
+            cluster.telemetry = self._line(cluster.service.name, scheme)
+
+    def collect(self) -> None:
+        """End the trails of calls that were garbage-collected."""
+        for cluster in list(self._clusters.values()):
+            if cluster.telemetry is not None:
+                cluster.telemetry.collect()
+
+    def close(self) -> None:
+        """The mesh is closed: that its endpoints grow old is no news."""
+        self._follow(False)
+        self.collect()
+
+    def reopen(self) -> None:
+        """It is not any more."""
+        self._follow(True)
+
     def forget(self) -> None:
-        """After a fork, in the child: nobody is looking."""
+        """After a fork, in the child: nobody is looking, and the trails of calls under way are the parent's."""
         self._is_looking = Lock()
+        for cluster in self._clusters.values():
+            if cluster.telemetry is not None:
+                cluster.telemetry = self._line(cluster.telemetry.service, cluster.telemetry.scheme)
 
     def _look(self) -> None:
         meters, tracers = self._given
@@ -91,29 +136,50 @@ class Telemetry:
     def _begin(self) -> None:
         """Have calls leave their trails from now on."""
         from meshlib.telemetry.observed import Source, sources
-        from meshlib.telemetry.recorded import Instruments, Recorder
-        from meshlib.telemetry.trail import Line
+        from meshlib.telemetry.recorded import Instruments
 
-        instruments = None
         if self._meters is not None:  # those of before, if any, are the same
             meter = self._meters.get_meter("meshlib", _version())
-            instruments = Instruments(meter)
+            self._instruments = Instruments(meter)
             self._source = Source(self._clusters, self._clock, self._connections)
+            self._source.is_followed = self._is_followed
             sources.add(self._meters, meter, self._source)
-        tracer = None if self._tracers is None else self._tracers.get_tracer("meshlib", _version())
-        for name, cluster in self._clusters.items():
-            scheme = "http" if cluster.service.tls is None else "https"
-            recorder = None if instruments is None else Recorder(instruments, name, scheme, **self._recorded)
-            cluster.telemetry = Line(name, scheme, recorder, tracer, self._spans)
+        self._tracer = None if self._tracers is None else self._tracers.get_tracer("meshlib", _version())
+        for name, cluster in list(self._clusters.items()):
+            cluster.telemetry = self._line(name, "http" if cluster.service.tls is None else "https")
+
+    def _line(self, name: str, scheme: str) -> Line:
+        from meshlib.telemetry.recorded import Recorder
+        from meshlib.telemetry.trail import Line
+
+        made = self._instruments
+        recorder = None if made is None else Recorder(made, name, scheme, **self._recorded)
+        return Line(name, scheme, recorder, self._tracer, self._spans)
+
+    def _follow(self, is_followed: bool) -> None:
+        self._is_followed = is_followed
+        if self._source is not None:
+            self._source.is_followed = is_followed
 
 
-_all: WeakSet[Telemetry] = WeakSet()
+_all: WeakValueDictionary[int, Telemetry] = WeakValueDictionary()
 
 
 def look_all() -> None:
     """Providers were set: have every mesh see it at once."""
-    for each in list(_all):
+    for each in filter(None, [reference() for reference in _all.valuerefs()]):
         each.look()
+
+
+def _check(meter_provider: Any, tracer_provider: Any) -> None:
+    made_by = (("meter_provider", meter_provider, "get_meter"), ("tracer_provider", tracer_provider, "get_tracer"))
+    faults = [
+        Fault(name, f"must be one of OpenTelemetry's providers, got a {type(given).__name__}")
+        for name, given, method in made_by
+        if given is not None and not hasattr(given, method)
+    ]
+    if faults:
+        raise ConfigError(faults)
 
 
 def _version() -> str:

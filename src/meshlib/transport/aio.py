@@ -70,6 +70,7 @@ class AsyncMeshTransport(httpx.AsyncBaseTransport):
                 raise exchange.failure()
             return exchange.deliver(reply)
         except GeneratorExit:
+            exchange.forsaken()
             if reply is not None and not reply.is_over:
                 reply.let_go()
             raise

@@ -205,6 +205,9 @@ class Exchange(Call):
     def left(self, error: BaseException) -> None:
         """The call ends with this exception."""
 
+    def forsaken(self) -> None:
+        """The call is being garbage-collected: from a finalizer, so no lock may be taken."""
+
     def body_died(self, error: Exception) -> Exception:
         """The exception for a body that did not end well; it carries the report, as does whatever leaves a driver."""
         self._error = error

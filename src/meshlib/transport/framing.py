@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from typing import Protocol
 
-from meshlib.transport.head import END, SHOWN, Fields, Head, Malformed, pairs
+from meshlib.transport.head import END, Fields, Head, Malformed, pairs
 from meshlib.transport.received import Received
 
 MOST_DIGITS = 20
@@ -181,7 +181,7 @@ class Chunked:
             return True
         end = received.peek(2)
         if not b"\r\n".startswith(end):
-            raise Malformed(f"malformed chunk footer: {end!r}")
+            raise Malformed("malformed chunk footer")
         if len(end) == 2:
             received.most(2)
             self._is_within = False
@@ -196,7 +196,7 @@ class Chunked:
             return False
         size = _CHUNK.fullmatch(header)
         if size is None:
-            raise Malformed(f"illegal chunk header: {header[:SHOWN]!r}")
+            raise Malformed("illegal chunk header")
         self._left = int(size[1], 16)
         self._is_within = bool(self._left)
         self._is_last = not self._left

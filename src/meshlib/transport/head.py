@@ -19,9 +19,6 @@ Pair = tuple[bytes, bytes]
 LONGEST_HEAD = 100 * 1024
 """Bytes of a first line with its headers, of a chunk's header, or of trailers."""
 
-SHOWN = 100
-"""Bytes of something malformed that an exception quotes."""
-
 END = re.compile(rb"\n\r?\n")
 """What ends a head: its last line's end and an empty line."""
 
@@ -35,14 +32,18 @@ _FIELD = re.compile(
     re.MULTILINE,
 )
 _FOLD = re.compile(rb"\r?\n[ \t]+")
-_OPENING = b"HTTP/"
+OPENING = b"HTTP/"
+"""How every answer begins."""
 
 _LISTS = (b"connection", b"content-length", b"transfer-encoding", b"upgrade")
 """Names whose values are looked at here as one list, however often they are given."""
 
 
 class Malformed(Exception):
-    """A message breaks HTTP/1.1. Whether the peer's or ours is for whoever speaks to say."""
+    """A message breaks HTTP/1.1. Whether the peer's or ours is for whoever speaks to say.
+
+    Its text quotes nothing of the message, which may hold what is nobody else's business (rule T3).
+    """
 
 
 class Fields:
@@ -112,7 +113,7 @@ class Head:
 
 def may_open(data: bytes) -> bool:
     """Whether an answer may begin like that."""
-    return data[: len(_OPENING)] == _OPENING[: len(data)]
+    return data[: len(OPENING)] == OPENING[: len(data)]
 
 
 def answer_head(text: bytes) -> Head:
@@ -123,7 +124,7 @@ def answer_head(text: bytes) -> Head:
     """
     line = _STATUS.match(text)
     if line is None:
-        raise Malformed(f"illegal status line: {_shown(text)}")
+        raise Malformed("illegal status line")
     version, code, reason = line.groups()
     status = int(code)
     if status < 100:
@@ -139,7 +140,7 @@ def request_head(method: bytes, target: bytes, headers: list[Pair]) -> tuple[byt
     """
     line = b"%b %b HTTP/1.1\r\n" % (method, target)
     if not _REQUEST.fullmatch(line):
-        raise Malformed(f"illegal method or target: {_shown(line)}")
+        raise Malformed("illegal method or target")
     lines = b"".join([b"%b: %b\r\n" % pair for pair in headers])
     if _FIELD.findall(lines) != headers:
         raise Malformed(f"illegal header: {_first_illegal(headers)}")
@@ -162,14 +163,12 @@ def pairs(lines: bytes) -> list[Pair]:
         lines = _FOLD.sub(b" ", lines)
         found = _FIELD.findall(lines)
         if len(found) != lines.count(b"\n"):
-            wrong = next(line for line in lines.splitlines(keepends=True) if not _FIELD.fullmatch(line))
-            raise Malformed(f"illegal header line: {_shown(wrong)}")
+            all_of_them = lines.splitlines(keepends=True)
+            number = next(number for number, line in enumerate(all_of_them, 1) if not _FIELD.fullmatch(line))
+            raise Malformed(f"illegal header line, number {number} of {len(all_of_them)}")
     return found
 
 
 def _first_illegal(headers: list[Pair]) -> str:
-    return next(_shown(b"%b: %b" % pair) for pair in headers if _FIELD.findall(b"%b: %b\r\n" % pair) != [pair])
-
-
-def _shown(text: bytes) -> str:
-    return repr(text.partition(b"\n")[0][:SHOWN])
+    name = next(pair[0] for pair in headers if _FIELD.findall(b"%b: %b\r\n" % pair) != [pair])
+    return f"the value of {name.decode()}" if re.fullmatch(_TOKEN, name) else "its name is none"

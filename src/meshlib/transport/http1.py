@@ -17,7 +17,7 @@ from meshlib.core.report import Attempt
 from meshlib.transport.binding import Answer
 from meshlib.transport.exchange import Exchange
 from meshlib.transport.framing import Content, SendCounted, Sending, content_of, declared, sending_of
-from meshlib.transport.head import END, SHOWN, Head, Malformed, Pair, answer_head, may_open, request_head
+from meshlib.transport.head import END, OPENING, Head, Malformed, Pair, answer_head, may_open, request_head
 from meshlib.transport.received import Received
 
 CHUNK = 65536
@@ -87,8 +87,8 @@ class Http1:
                     self._settle(head)
                     return head
                 declared(head.headers)
-            if not may_open(opening := self._received.peek(SHOWN)):
-                raise Malformed(f"illegal status line: {opening!r}")
+            if not may_open(self._received.peek(len(OPENING))):
+                raise Malformed("illegal status line")
         except Malformed as error:
             raise httpcore.RemoteProtocolError(str(error)) from error
         return None

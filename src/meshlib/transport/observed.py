@@ -89,5 +89,14 @@ class ObservedExchange(Exchange):
         attempts = self.report.attempts
         self._end((attempts[-1].outcome or Outcome.abandoned) if attempts else Outcome.not_sent, error=error)
 
+    def forsaken(self) -> None:
+        """See `Exchange.forsaken`."""
+        now, attempts = self.clock(), self.report.attempts
+        under_way = [attempt for attempt in attempts if attempt.outcome is None]
+        for attempt in under_way:
+            attempt.outcome, attempt.seconds = Outcome.abandoned, now - attempt.started
+        last = Outcome.abandoned if attempts else Outcome.not_sent
+        self.trail.forsaken(attempts, under_way, now - self.started, str(last))
+
     def _end(self, outcome: Outcome, status: int | None = None, error: BaseException | None = None) -> None:
         self.trail.call_ends(self.report.attempts, self.clock() - self.started, str(outcome), status, error)

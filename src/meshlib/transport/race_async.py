@@ -46,12 +46,10 @@ class Interruptible:
         return self._task.uncancel() <= self._cancelling and kind is asyncio.CancelledError
 
 
-_backups: set[asyncio.Task[None]] = set()
-"""A loop keeps no strong reference to its tasks."""
-
-
 class AsyncRace(Race):
     """See `Race`."""
+
+    _task: asyncio.Task[None] | None = None
 
     async def run(self) -> tuple[Any, float | None]:
         """See the driver's `_attempt`."""
@@ -112,9 +110,8 @@ class AsyncRace(Race):
         """The alarm: start a backup in a task."""
         backup = self._begin_backup()
         if backup is not None:
-            task = loop.create_task(self._run(backup))
-            _backups.add(task)
-            task.add_done_callback(_backups.discard)
+            # A loop keeps no strong reference to its tasks. The race has one, and nobody who outlives the call.
+            self._task = loop.create_task(self._run(backup))
 
     async def _back_up(self) -> None:
         await anyio.sleep(self._delay)
