@@ -58,6 +58,8 @@ class Telemetry:
         self._spans = spans
         self._recorded = {"endpoint_attributes": endpoint_attributes, "call_duration": call_duration}
         self._given = meter_provider, tracer_provider
+        self._instruments: Any = None
+        self._tracer: Any = None
         self._meters: Any = None
         self._tracers: Any = None
         self.looks_at = -inf
@@ -72,6 +74,18 @@ class Telemetry:
                 self._look()
             finally:
                 self._is_looking.release()
+
+    def lead(self, cluster: Cluster) -> None:
+        """Have a service's calls leave their trails as it is set now, if calls leave any."""
+        if self._meters is None and self._tracers is None:
+            return
+        from meshlib.telemetry.recorded import Recorder
+        from meshlib.telemetry.trail import Line
+
+        service, instruments = cluster.service, self._instruments
+        scheme = "http" if service.tls is None else "https"
+        recorder = None if instruments is None else Recorder(instruments, service.name, scheme, **self._recorded)
+        cluster.telemetry = Line(service.name, scheme, recorder, self._tracer, self._spans)
 
     def forget(self) -> None:
         """After a fork, in the child: nobody is looking."""
@@ -91,20 +105,17 @@ class Telemetry:
     def _begin(self) -> None:
         """Have calls leave their trails from now on."""
         from meshlib.telemetry.observed import Source, sources
-        from meshlib.telemetry.recorded import Instruments, Recorder
-        from meshlib.telemetry.trail import Line
+        from meshlib.telemetry.recorded import Instruments
 
-        instruments = None
         if self._meters is not None:  # those of before, if any, are the same
             meter = self._meters.get_meter("meshlib", _version())
-            instruments = Instruments(meter)
+            self._instruments = Instruments(meter)
             self._source = Source(self._clusters, self._clock, self._connections)
             sources.add(self._meters, meter, self._source)
-        tracer = None if self._tracers is None else self._tracers.get_tracer("meshlib", _version())
-        for name, cluster in self._clusters.items():
-            scheme = "http" if cluster.service.tls is None else "https"
-            recorder = None if instruments is None else Recorder(instruments, name, scheme, **self._recorded)
-            cluster.telemetry = Line(name, scheme, recorder, tracer, self._spans)
+        if self._tracers is not None:
+            self._tracer = self._tracers.get_tracer("meshlib", _version())
+        for cluster in list(self._clusters.values()):  # those that come meanwhile are led by who brings them
+            self.lead(cluster)
 
 
 _all: WeakSet[Telemetry] = WeakSet()
