@@ -6,11 +6,12 @@ that share it. Making one starts no thread and opens no socket.
 
 from __future__ import annotations
 
+import os
 import random
 import threading
 import time
 import weakref
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from opentelemetry.metrics import MeterProvider
     from opentelemetry.trace import TracerProvider
 
+    from meshlib.config.reload import Reload
+    from meshlib.config.sources import Source
     from meshlib.control import Control
     from meshlib.core.cluster import Cluster
     from meshlib.core.renewal import Change
@@ -35,6 +38,7 @@ if TYPE_CHECKING:
     from meshlib.discovery.resolver import Resolver
     from meshlib.events import Event
     from meshlib.health import Checks
+    from meshlib.transport.ready import Ready
     from meshlib.transport.router import Router
     from meshlib.updates import Updates
 
@@ -125,8 +129,78 @@ class Mesh:
         self._control: Control | None = None
         self._updates: Updates | None = None
         self._checks: Checks | None = None
+        self._reload: Reload | None = None
+        self._starts: list[Ready] = []
         self._attend(self._clusters.values())
         inherited.add(self)
+
+    @classmethod
+    def from_mapping(cls, mapping: Mapping[str, Any], **settings: Any) -> Mesh:
+        """A mesh as a mapping says, with the tables of a configuration file: `{"services": {"orders": {...}}}`.
+
+        Args:
+            mapping: the tables; docs/configuration.md lists them. Settings that no file can hold, such as functions,
+                may stand in it as they are.
+            settings: keywords of `Mesh`, which count for more.
+
+        Raises:
+            ConfigError: with every fault and its path.
+        """
+        from meshlib.config.reading import configured
+
+        found = configured(mapping)
+        return cls(*found.services, **{**found.options, **settings})
+
+    @classmethod
+    def from_toml(cls, path: str | os.PathLike[str], *, reload: bool = False, **settings: Any) -> Mesh:
+        """A mesh as a TOML file says.
+
+        Args:
+            path: of the file. Relative paths in it begin at its folder.
+            reload: whether the file is followed once the mesh is in use: a change is made by `update`, and a file that
+                cannot be used changes nothing, and is complained of in the log and in the snapshot's warnings.
+            settings: keywords of `Mesh`, which count for more.
+
+        Raises:
+            ConfigError: with every fault and its path.
+            OSError: if the file cannot be read.
+        """
+        from meshlib.config.sources import of_file
+
+        return cls._from(of_file(path), reload, settings)
+
+    @classmethod
+    def from_env(cls, prefix: str = "MESHLIB_", *, reload: bool = False, **settings: Any) -> Mesh:
+        """A mesh as the environment says: `MESHLIB_SERVICES__ORDERS__RESOLVER`, over the file `MESHLIB_CONFIG`, if any.
+
+        Args:
+            prefix: what the names of the variables begin with.
+            reload: whether that file is followed; see `from_toml`.
+            settings: keywords of `Mesh`, which count for more.
+
+        Raises:
+            ConfigError: with every fault and its path, or its variable.
+            OSError: if the file cannot be read.
+        """
+        from meshlib.config.sources import of_environment
+
+        return cls._from(of_environment(prefix), reload, settings)
+
+    @classmethod
+    def _from(cls, source: Source, reload: bool, settings: dict[str, Any]) -> Mesh:
+        content = source.content()
+        found = source.read(content)
+        mesh = cls(*found.services, **{**found.options, **settings})
+        if reload and source.path is not None:
+            from meshlib.config.reload import Reload
+            from meshlib.transport.ready import Ready
+
+            mesh._reload = following = Reload(source, content, found, mesh.update)
+            control = mesh._controlled()
+            control.starters.append(lambda control: control.supervise("following the file", following.run))
+            clusters = [cluster for cluster in mesh._clusters.values() if cluster.pending is None]
+            mesh._starts = [Ready(cluster, control.ensure) for cluster in clusters]
+        return mesh
 
     def client(self, service: str | None = None, **kwargs: Any) -> httpx.Client:
         """A plain `httpx.Client` whose requests go through the mesh.
@@ -179,6 +253,8 @@ class Mesh:
         for cluster in clusters.values():
             review(cluster, now)
         snapshots = {name: cluster.snapshot(now) for name, cluster in clusters.items()}
+        if self._reload is not None and (said := self._reload.warnings):
+            snapshots = {name: replace(each, warnings=(*each.warnings, *said)) for name, each in snapshots.items()}
         for cluster in clusters.values():
             self._delivery.deliver(cluster)
         return snapshots
@@ -299,6 +375,8 @@ class Mesh:
             self._updates.close()
         if self._checks is not None:
             self._checks.close()
+        for start in self._starts:
+            start.close()
 
     async def aclose(self) -> None:
         """See `close`."""
