@@ -95,6 +95,13 @@ class Control:
         """Run a job on the loop, and run it again when it fails; only on the loop. Cancel the task to end it."""
         return asyncio.get_running_loop().create_task(self._supervised(name, job), name=f"meshlib: {name}")
 
+    def post(self, job: Callable[[], object]) -> None:
+        """Have something done on the loop soon, if the thread runs; from any thread."""
+        with self._lock:
+            run = self._run
+        if run is not None:
+            run.post(job)
+
     def forget(self) -> None:
         """After a fork, in the child: the thread is the parent's alone."""
         self._lock = threading.Lock()
@@ -138,11 +145,15 @@ class _Run:
 
     def stop(self) -> threading.Thread:
         """Have it end soon."""
+        self.post(self._stopped.set)
+        return self._thread
+
+    def post(self, job: Callable[[], object]) -> None:
+        """Have something done on the loop."""
         try:
-            self._loop.call_soon_threadsafe(self._stopped.set)
+            self._loop.call_soon_threadsafe(job)
         except RuntimeError:
             pass  # it has ended already
-        return self._thread
 
     def forget(self) -> None:
         """After a fork, in the child: close the sockets without a word to anybody."""

@@ -53,6 +53,7 @@ _LOGS: dict[type[Event], tuple[logging.Logger, int]] = {
         (events.BudgetExhausted, "budget", logging.INFO),
         (events.OverloadBegan, "throttle", logging.INFO),
         (events.OverloadEnded, "throttle", logging.INFO),
+        (events.ConfigChanged, "config", logging.INFO),
         (events.Missed, "events", logging.WARNING),
     )
 }

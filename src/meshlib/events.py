@@ -13,6 +13,7 @@ from meshlib.endpoint import Endpoint
 
 __all__ = [
     "BudgetExhausted",
+    "ConfigChanged",
     "DiscoveryRecovered",
     "DiscoveryStale",
     "Ejected",
@@ -45,8 +46,7 @@ class Event:
     def to_dict(self) -> dict[str, Any]:
         """As plain values that `json.dumps` takes; `event` is the name of the class, an endpoint is `host:port`."""
         parts = {field.name: getattr(self, field.name) for field in fields(self)}
-        plain = {name: str(part) if isinstance(part, Endpoint) else part for name, part in parts.items()}
-        return {"event": type(self).__name__, **plain}
+        return {"event": type(self).__name__, **{name: _plain(part) for name, part in parts.items()}}
 
     def __str__(self) -> str:
         return f"{self.service}: {self._said}"
@@ -248,6 +248,21 @@ class OverloadEnded(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class ConfigChanged(Event):
+    """The service was set anew by `mesh.update`, or is new itself.
+
+    Attributes:
+        changed: the names of the settings that are others now; none if the service is new.
+    """
+
+    changed: tuple[str, ...]
+
+    @property
+    def _said(self) -> str:
+        return f"other settings now: {', '.join(self.changed)}" if self.changed else "a service from now on"
+
+
+@dataclass(frozen=True, slots=True)
 class Missed(Event):
     """Events were dropped in this place, because who was told those before took too long. `mesh.snapshot()` shows
     what it has come to.
@@ -261,3 +276,9 @@ class Missed(Event):
     @property
     def _said(self) -> str:
         return f"{self.count} events were dropped: whoever is told takes too long"
+
+
+def _plain(part: Any) -> Any:
+    if isinstance(part, Endpoint):
+        return str(part)
+    return list(part) if isinstance(part, tuple) else part

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -68,19 +68,29 @@ class Checks:
     """Checks the nodes of services, once `control` runs.
 
     Args:
-        clusters: those of services with `health` set.
         control: where that is done. It is started by the first call to one of them, which does not wait for it.
         clock: the mesh's.
         rng: for the jitter.
     """
 
-    def __init__(self, clusters: Iterable[Cluster], control: Control, clock: Callable[[], float], rng: Rng) -> None:
-        self._clusters = list(clusters)
+    def __init__(self, control: Control, clock: Callable[[], float], rng: Rng) -> None:
+        self._clusters: list[Cluster] = []
+        self._begun: set[Cluster] = set()
+        self._loop: object = None
+        self._control = control
         self._clock = clock
         self._rng = rng
-        # Where endpoints are yet to be found, calls start the control plane already.
-        self._starts = [Ready(cluster, control.ensure) for cluster in self._clusters if cluster.pending is None]
+        self._starts: list[Ready] = []
         control.starters.append(self._start)
+
+    def follow(self, cluster: Cluster) -> None:
+        """Check the nodes of one more service, as its settings say at any time. It does no harm to say it twice."""
+        if cluster in self._clusters:
+            return
+        self._clusters.append(cluster)
+        if cluster.pending is None:  # where endpoints are yet to be found, calls start the control plane already
+            self._starts.append(Ready(cluster, self._control.ensure))
+        self._control.post(partial(self._begin, cluster))
 
     def close(self) -> None:
         """Nobody checks any more, until a call finds that it can be started again."""
@@ -88,29 +98,32 @@ class Checks:
             start.close()
 
     def _start(self, control: Control) -> None:
-        for cluster in self._clusters:
-            if (settings := cluster.service.health) is not None:
-                rounds = Rounds(cluster, settings, control, self._clock, self._rng)
-                control.supervise(f"checking {cluster.service.name}", rounds.run)
+        for cluster in list(self._clusters):
+            self._begin(cluster)
+
+    def _begin(self, cluster: Cluster) -> None:
+        if self._loop is not (loop := asyncio.get_running_loop()):
+            self._loop, self._begun = loop, set()  # what was begun has gone with its loop
+        if cluster not in self._begun:
+            self._begun.add(cluster)
+            rounds = Rounds(cluster, self._control, self._clock, self._rng)
+            self._control.supervise(f"checking {cluster.service.name}", rounds.run)
 
 
 class Rounds:
-    """The checks of one service, each node's in a task of its own.
+    """The checks of one service, each node's in a task of its own. They begin anew when their settings change.
 
     Args:
         cluster: hears how its nodes are.
-        settings: the service's.
         control: runs the tasks.
         clock: the mesh's.
         rng: for the jitter.
     """
 
-    def __init__(
-        self, cluster: Cluster, settings: HealthCheck, control: Control, clock: Callable[[], float], rng: Rng
-    ) -> None:
+    def __init__(self, cluster: Cluster, control: Control, clock: Callable[[], float], rng: Rng) -> None:
         self._clock = clock
         self._cluster = cluster
-        self._settings = settings
+        self._settings: HealthCheck | None = None
         self._control = control
         self._rng = rng
         self._room = asyncio.Semaphore(MOST)
@@ -120,40 +133,49 @@ class Rounds:
         """Check for ever whatever nodes there are."""
         try:
             while True:
-                self._follow(self._cluster.view.nodes)
+                settings = self._cluster.service.health
+                if settings != self._settings:
+                    self._end()
+                    self._settings = settings
+                if settings is not None:
+                    self._follow(self._cluster.view.nodes, settings)
                 await asyncio.sleep(LOOK)
         finally:
-            self._follow(())
+            self._end()
 
-    def _follow(self, nodes: tuple[Node, ...]) -> None:
+    def _end(self) -> None:
+        while self._tasks:
+            self._tasks.popitem()[1].cancel()
+
+    def _follow(self, nodes: tuple[Node, ...], settings: HealthCheck) -> None:
         """Begin with nodes that are new, and have done with those that went."""
         if self._tasks.keys() == set(nodes):
             return
         for gone in self._tasks.keys() - set(nodes):
             self._tasks.pop(gone).cancel()
         new = [node for node in nodes if node not in self._tasks]
-        spread = min(self._settings.interval, max(AT_ONCE, PACE * len(new)))
+        spread = min(settings.interval, max(AT_ONCE, PACE * len(new)))
         for node in new:
-            job = partial(self._attend, node, spread * self._rng.random())
+            job = partial(self._attend, node, settings, spread * self._rng.random())
             self._tasks[node] = self._control.supervise(f"checking {self._cluster.service.name}", job)
 
-    async def _attend(self, node: Node, delay: float) -> None:
+    async def _attend(self, node: Node, settings: HealthCheck, delay: float) -> None:
         """Check a node for ever, the first time after `delay` seconds."""
-        standing = Standing(self._settings)
+        standing = Standing(settings)
         clock = asyncio.get_running_loop().time
         while True:
             await asyncio.sleep(delay)
             async with self._room:
                 began = clock()
-                finding = await check(self._cluster.service, self._settings, node.endpoint)
+                finding = await check(self._cluster.service, settings, node.endpoint)
             if finding is not None:
-                self._take(node, standing, finding)
-            delay = began - clock() + self._settings.interval * (1 - JITTER + 2 * JITTER * self._rng.random())
+                self._take(node, settings, standing, finding)
+            delay = began - clock() + settings.interval * (1 - JITTER + 2 * JITTER * self._rng.random())
 
-    def _take(self, node: Node, standing: Standing, finding: Finding) -> None:
+    def _take(self, node: Node, settings: HealthCheck, standing: Standing, finding: Finding) -> None:
         self._cluster.checked(finding.passed)
         if standing.hear(finding.passed):
-            self._cluster.heard(node.endpoint.place, finding.passed, self._clock(), finding.reason)
+            self._cluster.heard(node.endpoint.place, finding.passed, self._clock(), finding.reason, by=settings)
             self._cluster.journal.deliver(self._cluster)
 
 

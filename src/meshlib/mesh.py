@@ -6,12 +6,15 @@ that share it. Making one starts no thread and opens no socket.
 
 from __future__ import annotations
 
+import os
 import random
+import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import replace
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from meshlib.discovery.static import Static
 from meshlib.endpoint import Endpoint, Place, place_of
@@ -26,11 +29,16 @@ if TYPE_CHECKING:
     from opentelemetry.metrics import MeterProvider
     from opentelemetry.trace import TracerProvider
 
+    from meshlib.config.reload import Reload
+    from meshlib.config.sources import Source
     from meshlib.control import Control
     from meshlib.core.cluster import Cluster
+    from meshlib.core.renewal import Change
     from meshlib.core.snapshot import ServiceSnapshot
+    from meshlib.discovery.resolver import Resolver
     from meshlib.events import Event
     from meshlib.health import Checks
+    from meshlib.transport.ready import Ready
     from meshlib.transport.router import Router
     from meshlib.updates import Updates
 
@@ -93,19 +101,19 @@ class Mesh:
         clock: Callable[[], float] = time.monotonic,
         rng: random.Random | None = None,
     ) -> None:
-        from meshlib.core.cluster import Cluster
         from meshlib.delivery import Delivery
-        from meshlib.review import review
         from meshlib.telemetry.watch import Telemetry
         from meshlib.transport.draining import Clients
 
         _check(services, zone, spans)
         self._clock = clock
+        self._zone = zone
         self._inner = inner
         self._send_deadline = send_deadline
         self._rng = rng or random.Random()
         self._is_own_rng = rng is None
-        self._clusters = {service.name: Cluster(service, self._rng, zone) for service in services}
+        self._changing = threading.Lock()
+        self._clusters = {service.name: self._cluster_of(service) for service in services}
         self._clients = Clients()
         self._delivery = Delivery()
         self._telemetry = Telemetry(
@@ -121,19 +129,78 @@ class Mesh:
         self._control: Control | None = None
         self._updates: Updates | None = None
         self._checks: Checks | None = None
-        to_find = []
-        for cluster in self._clusters.values():
-            resolver = cluster.service.resolver
-            if isinstance(resolver, Static) and resolver.is_resolved:
-                cluster.publish(resolver.endpoints, resolver.source, clock())
-            else:
-                to_find.append(cluster)
-            self._delivery.attach(cluster)  # not before: that a list holds what it holds is no news
-            review(cluster, clock())
-        to_check = [cluster for cluster in self._clusters.values() if cluster.service.health is not None]
-        if to_find or to_check:
-            self._oversee(to_find, to_check)
+        self._reload: Reload | None = None
+        self._starts: list[Ready] = []
+        self._attend(self._clusters.values())
         inherited.add(self)
+
+    @classmethod
+    def from_mapping(cls, mapping: Mapping[str, Any], **settings: Any) -> Mesh:
+        """A mesh as a mapping says, with the tables of a configuration file: `{"services": {"orders": {...}}}`.
+
+        Args:
+            mapping: the tables; docs/configuration.md lists them. Settings that no file can hold, such as functions,
+                may stand in it as they are.
+            settings: keywords of `Mesh`, which count for more.
+
+        Raises:
+            ConfigError: with every fault and its path.
+        """
+        from meshlib.config.reading import configured
+
+        found = configured(mapping)
+        return cls(*found.services, **{**found.options, **settings})
+
+    @classmethod
+    def from_toml(cls, path: str | os.PathLike[str], *, reload: bool = False, **settings: Any) -> Mesh:
+        """A mesh as a TOML file says.
+
+        Args:
+            path: of the file. Relative paths in it begin at its folder.
+            reload: whether the file is followed once the mesh is in use: a change is made by `update`, and a file that
+                cannot be used changes nothing, and is complained of in the log and in the snapshot's warnings.
+            settings: keywords of `Mesh`, which count for more.
+
+        Raises:
+            ConfigError: with every fault and its path.
+            OSError: if the file cannot be read.
+        """
+        from meshlib.config.sources import of_file
+
+        return cls._from(of_file(path), reload, settings)
+
+    @classmethod
+    def from_env(cls, prefix: str = "MESHLIB_", *, reload: bool = False, **settings: Any) -> Mesh:
+        """A mesh as the environment says: `MESHLIB_SERVICES__ORDERS__RESOLVER`, over the file `MESHLIB_CONFIG`, if any.
+
+        Args:
+            prefix: what the names of the variables begin with.
+            reload: whether that file is followed; see `from_toml`.
+            settings: keywords of `Mesh`, which count for more.
+
+        Raises:
+            ConfigError: with every fault and its path, or its variable.
+            OSError: if the file cannot be read.
+        """
+        from meshlib.config.sources import of_environment
+
+        return cls._from(of_environment(prefix), reload, settings)
+
+    @classmethod
+    def _from(cls, source: Source, reload: bool, settings: dict[str, Any]) -> Mesh:
+        content = source.content()
+        found = source.read(content)
+        mesh = cls(*found.services, **{**found.options, **settings})
+        if reload and source.path is not None:
+            from meshlib.config.reload import Reload
+            from meshlib.transport.ready import Ready
+
+            mesh._reload = following = Reload(source, content, found, mesh.update)
+            control = mesh._controlled()
+            control.starters.append(lambda control: control.supervise("following the file", following.run))
+            clusters = [cluster for cluster in mesh._clusters.values() if cluster.pending is None]
+            mesh._starts = [Ready(cluster, control.ensure) for cluster in clusters]
+        return mesh
 
     def client(self, service: str | None = None, **kwargs: Any) -> httpx.Client:
         """A plain `httpx.Client` whose requests go through the mesh.
@@ -182,11 +249,13 @@ class Mesh:
         """What every service looks like now, by name: frozen values with `.to_dict()`."""
         from meshlib.review import review
 
-        now = self._clock()
-        for cluster in self._clusters.values():
+        now, clusters = self._clock(), dict(self._clusters)
+        for cluster in clusters.values():
             review(cluster, now)
-        snapshots = {name: cluster.snapshot(now) for name, cluster in self._clusters.items()}
-        for cluster in self._clusters.values():
+        snapshots = {name: cluster.snapshot(now) for name, cluster in clusters.items()}
+        if self._reload is not None and (said := self._reload.warnings):
+            snapshots = {name: replace(each, warnings=(*each.warnings, *said)) for name, each in snapshots.items()}
+        for cluster in clusters.values():
             self._delivery.deliver(cluster)
         return snapshots
 
@@ -207,6 +276,42 @@ class Mesh:
             TypeError: if `callback` cannot be called, or is async.
         """
         return self._delivery.subscribe(callback)
+
+    def update(self, *services: Service) -> None:
+        """Replace the settings of services, or add services, while calls go on; from any thread.
+
+        Endpoints that stay keep what was learned of them, and their connections; so do the retry budget and the
+        throttle. A call under way keeps those settings that concern it alone: its timeouts, when it is repeated, its
+        key, `host` and `tls`. What all calls share goes by the new ones at once. Another resolver takes effect with its
+        first answer. Clients that are there already can call what is added. No service is taken away by this.
+
+        Args:
+            services: the settings as a whole, by the name of the service.
+
+        Raises:
+            ConfigError: if something is not a service, is given twice, or cannot be used; then nothing has changed.
+        """
+        from meshlib.core.renewal import renew
+
+        _check(services, self._zone, "both")
+        with self._changing:
+            now = self._clock()
+            new = {each.name: self._cluster_of(each) for each in services if each.name not in self._clusters}
+            changes = [change for each in services if each.name in self._clusters for change in self._change_to(each)]
+            gone = renew(changes, now)
+            changed = [change.cluster for change in changes]
+            self._clusters.update(new)
+            self._attend(new.values())
+            self._oversee(changed)
+            for cluster, places in zip(changed, gone, strict=True):
+                self._telemetry.attend(cluster)
+                self._clients.adopt(cluster.service)
+                if places:
+                    self._finding().drain(cluster, places)
+            for cluster in new.values():
+                cluster.announce(now)
+        for cluster in (*new.values(), *changed):
+            self._delivery.deliver(cluster)
 
     def eject(self, service: str, place: Place | Endpoint | str) -> None:
         """Take an endpoint out by hand: it gets no call until `restore`, not even in panic. What it works on goes on.
@@ -270,6 +375,8 @@ class Mesh:
             self._updates.close()
         if self._checks is not None:
             self._checks.close()
+        for start in self._starts:
+            start.close()
         self._telemetry.close()
 
     async def aclose(self) -> None:
@@ -283,6 +390,7 @@ class Mesh:
 
     def forget(self) -> None:
         """After a fork, in the child; called by itself. What was learned of the endpoints stays."""
+        self._changing = threading.Lock()
         for cluster in self._clusters.values():
             cluster.forget()
         if self._is_own_rng:
@@ -310,24 +418,73 @@ class Mesh:
     def __repr__(self) -> str:
         return f"<Mesh of {', '.join(self._clusters) or 'no services'}>"
 
-    def _oversee(self, to_find: list[Cluster], to_check: list[Cluster]) -> None:
-        """Have the endpoints of services found out, and those of services checked, from the first use on."""
-        from meshlib.control import Control
-        from meshlib.review import reviewing
+    def _cluster_of(self, service: Service) -> Cluster:
+        """A service's live state, with the endpoints that its settings hold."""
+        from meshlib.core.cluster import Cluster
 
-        rng = random.SystemRandom()  # jitter must differ in every process, and forks
-        self._control = Control(rng)
-        if to_find:
+        cluster = Cluster(service, self._rng, self._zone)
+        if (fixed := _fixed(service)) is not None:
+            cluster.publish(fixed.endpoints, fixed.source, self._clock())
+        return cluster
+
+    def _attend(self, clusters: Collection[Cluster]) -> None:
+        """Take in new services."""
+        from meshlib.review import review
+
+        for cluster in clusters:
+            self._telemetry.attend(cluster)
+            self._delivery.attach(cluster)  # not before: that a list holds what it holds is no news
+            review(cluster, self._clock())
+        self._oversee(clusters)
+
+    def _change_to(self, service: Service) -> Iterable[Change]:
+        """The change of a service to these settings, unless they are the same."""
+        from meshlib.core.renewal import Change, differing
+        from meshlib.updates import is_same
+
+        cluster = self._clusters[service.name]
+        before: Any = cluster.service.resolver
+        if is_same(before, cast("Resolver", service.resolver)):
+            service = replace(service, resolver=before)  # so that whoever asks it goes on
+        if changed := differing(cluster.service, service):
+            fixed = _fixed(service) if "resolver" in changed else None
+            held = (None, "") if fixed is None else (fixed.endpoints, fixed.source)
+            yield Change(cluster, service, changed, *held)
+
+    def _oversee(self, clusters: Iterable[Cluster]) -> None:
+        """Have the endpoints of services found out and checked, as they are set now, from the first use on."""
+        for cluster in clusters:
+            if _fixed(cluster.service) is None:
+                self._finding().follow(cluster)
+            elif self._updates is not None:
+                self._updates.leave(cluster)
+            if cluster.service.health is not None:
+                self._checking().follow(cluster)
+
+    def _controlled(self) -> Control:
+        if self._control is None:
+            from meshlib.control import Control
+            from meshlib.review import reviewing
+
+            self._control = Control(random.SystemRandom())  # jitter must differ in every process, and forks
+            look = reviewing(self._clusters.values(), self._clock)
+            self._control.starters.append(lambda control: control.supervise("looking over the settings", look))
+            weakref.finalize(self, self._control.close, 0.0).atexit = False  # it sees to that exit itself
+        return self._control
+
+    def _finding(self) -> Updates:
+        if self._updates is None:
             from meshlib.updates import Updates
 
-            self._updates = Updates(to_find, self._control, self._clients, self._clock, rng)
-        if to_check:
+            self._updates = Updates(self._controlled(), self._clients, self._clock, random.SystemRandom())
+        return self._updates
+
+    def _checking(self) -> Checks:
+        if self._checks is None:
             from meshlib.health import Checks
 
-            self._checks = Checks(to_check, self._control, self._clock, rng)
-        look = reviewing(tuple(self._clusters.values()), self._clock)
-        self._control.starters.append(lambda control: control.supervise("looking over the settings", look))
-        weakref.finalize(self, self._control.close, 0.0).atexit = False  # the control plane sees to that exit itself
+            self._checks = Checks(self._controlled(), self._clock, random.SystemRandom())
+        return self._checks
 
     def _cluster(self, service: str) -> Cluster:
         if not isinstance(service, str) or service not in self._clusters:
@@ -355,6 +512,12 @@ class Mesh:
             kwargs = {"base_url": f"http://{service}", **kwargs}
         # The environment's proxies and credentials are for the world outside; a mesh knows its endpoints.
         return {"timeout": None, "trust_env": False, **kwargs}
+
+
+def _fixed(service: Service) -> Static | None:
+    """The resolver of a service whose settings hold its endpoints, so that nobody has to be asked."""
+    resolver = service.resolver
+    return resolver if isinstance(resolver, Static) and resolver.is_resolved else None
 
 
 def _check(services: tuple[Any, ...], zone: Any, spans: Any) -> None:

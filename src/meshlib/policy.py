@@ -13,7 +13,20 @@ from dataclasses import KW_ONLY, dataclass, field
 from ssl import SSLContext
 from typing import Any
 
-from meshlib.validation import Fault, check, held_to, instance, is_host_name, number, ruled, seconds, whole
+from meshlib.validation import (
+    Fault,
+    Told,
+    check,
+    choice,
+    held_to,
+    instance,
+    is_host_name,
+    number,
+    optional,
+    ruled,
+    seconds,
+    whole,
+)
 
 REPEATABLE_METHODS = frozenset({"GET", "HEAD", "OPTIONS", "PUT", "DELETE", "TRACE"})
 """RFC 9110, section 9.2.2: sending these twice is meant to have the effect of sending them once."""
@@ -110,7 +123,10 @@ class Retry(_Checked):
 
     max_attempts: int = ruled(whole(at_least=1), default=3)
     on_status: Collection[int] = ruled(
-        lambda value: _each(value, whole(at_least=400, at_most=599), "statuses, for example {502, 503}"),
+        Told(
+            lambda value: _each(value, whole(at_least=400, at_most=599), "statuses, for example {502, 503}"),
+            {"type": "array", "items": {"type": "integer", "minimum": 400, "maximum": 599}},
+        ),
         default=RETRIED_STATUS,
     )
     methods: Collection[str] = ruled(
@@ -170,7 +186,7 @@ class Breaker(_Checked):
     ramp: float = ruled(number(at_least=0), default=10.0)
     max_ejected: float = ruled(number(at_least=0, at_most=1), default=0.5)
     panic: float = ruled(number(at_least=0, at_most=1), default=0.5)
-    slow_call: float | None = ruled(lambda value: None if value is None else number(above=0)(value), default=None)
+    slow_call: float | None = ruled(optional(number(above=0)), default=None)
     enforce: bool = ruled(lambda value: None if isinstance(value, bool) else "must be True or False", default=True)
 
 
@@ -214,7 +230,7 @@ class Limit(_Checked):
 
     max_in_flight: int = field(metadata=held_to(whole(at_least=1)))  # type checkers see by `field` that it is required
     _: KW_ONLY
-    per_endpoint: int | None = ruled(lambda value: None if value is None else whole(at_least=1)(value), default=None)
+    per_endpoint: int | None = ruled(optional(whole(at_least=1)), default=None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,7 +289,7 @@ class Hedge(_Checked):
     """
 
     max_extra: float = ruled(number(above=0, at_most=1), default=0.02)
-    after: float | None = ruled(lambda value: None if value is None else number(above=0)(value), default=None)
+    after: float | None = ruled(optional(number(above=0)), default=None)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -324,7 +340,7 @@ class TLS(_Checked):
     server_name: str | None = ruled(lambda value: _optional_host(value), default=None)
     cert: str | None = ruled(lambda value: _optional_text(value, "a path"), default=None)
     key: str | None = ruled(lambda value: _optional_text(value, "a path"), default=None)
-    min_version: str = ruled(lambda value: None if value in ("1.2", "1.3") else "must be '1.2' or '1.3'", default="1.2")
+    min_version: str = ruled(choice("1.2", "1.3"), default="1.2")
 
     def __post_init__(self) -> None:
         faults = []

@@ -33,7 +33,7 @@ def reviewing(clusters: Collection[Cluster], clock: Callable[[], float]) -> Call
 
         while True:
             await asyncio.sleep(EVERY)
-            for cluster in clusters:
+            for cluster in list(clusters):  # more may come
                 review(cluster, clock())
 
     return look

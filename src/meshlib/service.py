@@ -15,7 +15,18 @@ from meshlib.core.balance.peak_ewma import PeakEwma
 from meshlib.discovery.static import EXAMPLE, Static
 from meshlib.endpoint import Endpoint
 from meshlib.policy import TLS, Breaker, Connections, HealthCheck, Hedge, Limit, Retry, Throttle, Timeout
-from meshlib.validation import ConfigError, Fault, check, instance, is_host_name, ruled, seconds, whole
+from meshlib.validation import (
+    ConfigError,
+    Fault,
+    check,
+    choice,
+    instance,
+    is_host_name,
+    optional,
+    ruled,
+    seconds,
+    whole,
+)
 
 if TYPE_CHECKING:
     from meshlib.discovery.resolver import Resolver
@@ -59,19 +70,13 @@ class Service:
     retry: Retry = ruled(instance(Retry, "Retry(max_attempts=2)"), default=Retry())
     breaker: Breaker = ruled(instance(Breaker, "Breaker(consecutive=3)"), default=Breaker())
     throttle: Throttle = ruled(instance(Throttle, "Throttle(k=1.5)"), default=Throttle())
-    health: HealthCheck | None = ruled(
-        lambda value: None if value is None else instance(HealthCheck, "HealthCheck('/healthz')")(value), default=None
-    )
-    hedge: Hedge | None = ruled(
-        lambda value: None if value is None else instance(Hedge, "Hedge(max_extra=0.02)")(value), default=None
-    )
-    limit: Limit | None = ruled(
-        lambda value: None if value is None else instance(Limit, "Limit(100)")(value), default=None
-    )
+    health: HealthCheck | None = ruled(optional(instance(HealthCheck, "HealthCheck('/healthz')")), default=None)
+    hedge: Hedge | None = ruled(optional(instance(Hedge, "Hedge(max_extra=0.02)")), default=None)
+    limit: Limit | None = ruled(optional(instance(Limit, "Limit(100)")), default=None)
     connections: Connections = ruled(instance(Connections, "Connections(max_idle=5)"), default=Connections())
-    tls: TLS | None = ruled(lambda value: None if value is None else instance(TLS, "TLS()")(value), default=None)
+    tls: TLS | None = ruled(optional(instance(TLS, "TLS()")), default=None)
     scheme: str | None = ruled(
-        lambda value: None if value in (None, "http", "https") else "must be 'http' or 'https'",
+        optional(choice("http", "https")),
         default=None,
         kw_only=True,
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -87,6 +87,22 @@ def held_to(rule: Rule) -> dict[str, Rule]:
     return {"rule": rule}
 
 
+class Told:
+    """A rule that a JSON Schema can tell as well, to an editor.
+
+    Args:
+        rule: the rule.
+        schema: the same in the words of JSON Schema, or as much of it as these can say.
+    """
+
+    def __init__(self, rule: Rule, schema: Mapping[str, Any]) -> None:
+        self._rule = rule
+        self.schema = dict(schema)
+
+    def __call__(self, value: Any) -> str | None:
+        return self._rule(value)
+
+
 def number(*, above: float | None = None, at_least: float | None = None, at_most: float | None = None) -> Rule:
     """A finite int or float within bounds."""
 
@@ -101,7 +117,8 @@ def number(*, above: float | None = None, at_least: float | None = None, at_most
             return f"must be <= {at_most:g}"
         return None
 
-    return rule
+    bounds = {"exclusiveMinimum": above, "minimum": at_least, "maximum": at_most}
+    return Told(rule, {"type": "number", **{word: bound for word, bound in bounds.items() if bound is not None}})
 
 
 def whole(*, at_least: int, at_most: int | None = None) -> Rule:
@@ -113,7 +130,27 @@ def whole(*, at_least: int, at_most: int | None = None) -> Rule:
             return "must be a whole number"
         return within(value)
 
-    return rule
+    bounds = {"minimum": at_least, "maximum": at_most}
+    return Told(rule, {"type": "integer", **{word: bound for word, bound in bounds.items() if bound is not None}})
+
+
+def choice(*values: str) -> Rule:
+    """One of these strings."""
+    known = " or ".join(map(repr, values))
+
+    def rule(value: Any) -> str | None:
+        return None if isinstance(value, str) and value in values else f"must be {known}"
+
+    return Told(rule, {"enum": list(values)})
+
+
+def optional(rule: Rule) -> Rule:
+    """None, or what the rule says."""
+
+    def judge(value: Any) -> str | None:
+        return None if value is None else rule(value)
+
+    return Told(judge, rule.schema) if isinstance(rule, Told) else judge
 
 
 def instance(kind: type, example: str) -> Rule:

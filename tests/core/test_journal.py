@@ -15,6 +15,7 @@ from meshlib.core.journal import Backlog
 from meshlib.core.outcome import End
 from meshlib.events import (
     BudgetExhausted,
+    ConfigChanged,
     DiscoveryRecovered,
     DiscoveryStale,
     Ejected,
@@ -263,6 +264,8 @@ EXAMPLES = {
     BudgetExhausted("orders", 1.5): "orders: the retry budget is exhausted: calls that fail are not repeated",
     OverloadBegan("orders", 1.5, 0.25): "orders: it is overloaded: 25% of the calls are refused here",
     OverloadEnded("orders", 1.5): "orders: calls are no longer refused here",
+    ConfigChanged("orders", 1.5, ("retry", "timeout")): "orders: other settings now: retry, timeout",
+    ConfigChanged("orders", 1.5, ()): "orders: a service from now on",
     Missed("orders", 1.5, 3): "orders: 3 events were dropped: whoever is told takes too long",
 }
 

@@ -464,10 +464,10 @@ def test_checks_drift_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     cluster.publish([Endpoint("10.0.0.1", 80)], "", 0.0)
 
     async def main() -> None:
-        rounds = health.Rounds(cluster, HealthCheck("/"), None, time.monotonic, random.Random(1))  # type: ignore[arg-type]
+        rounds = health.Rounds(cluster, None, time.monotonic, random.Random(1))  # type: ignore[arg-type]
         monkeypatch.setattr(asyncio, "sleep", sleep)
         with pytest.raises(KeyboardInterrupt):
-            await rounds._attend(cluster.view.nodes[0], 0.0)
+            await rounds._attend(cluster.view.nodes[0], HealthCheck("/"), 0.0)
         monkeypatch.undo()
 
     asyncio.run(main())

@@ -1,4 +1,4 @@
-"""The command line: `meshlib demo`, `meshlib resolve`, `meshlib top`.
+"""The command line: `meshlib demo`, `meshlib resolve`, `meshlib check`, `meshlib top`.
 
 Decides which subcommand runs and what its arguments are; each subcommand is a module of its own, imported when it is
 called. It never does the work itself.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import meshlib
 from meshlib.cli.endings import guarded
@@ -31,6 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     subparsers = parser.add_subparsers(title="subcommands", dest="subcommand", metavar="SUBCOMMAND")
     _add_demo(subparsers)
     _add_resolve(subparsers)
+    _add_check(subparsers)
     _add_top(subparsers)
     options = parser.parse_args(argv)
     if options.subcommand is None:
@@ -83,6 +85,31 @@ def _resolve(options: argparse.Namespace) -> int:
     from meshlib.cli import resolve
 
     return resolve.run(options.urls, service=options.service, is_watching=options.watch, wants_json=options.json)
+
+
+def _add_check(subcommands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    about = (
+        "Print every fault of a configuration, one a line. The exit status is 0 if there is none, 1 if there is, 2 if "
+        "the file cannot be read."
+    )
+    check = subcommands.add_parser("check", help="print what is wrong with a configuration", description=about)
+    check.add_argument("file", nargs="?", type=Path, metavar="FILE", help="such as mesh.toml")
+    live_help = "find the endpoints as well, and connect to each; the status is 1 for a service that has none to call"
+    check.add_argument("--live", action="store_true", help=live_help)
+    timeout_help = "for finding the endpoints; default 5"
+    check.add_argument("--timeout", type=_seconds, default=5.0, metavar="SECONDS", help=timeout_help)
+    check.add_argument("--schema", action="store_true", help="print a JSON Schema for editors, and nothing else")
+    check.set_defaults(run=lambda options: _check(check, options))
+
+
+def _check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
+    if (options.file is None) != options.schema:
+        parser.error("give a FILE, or --schema")
+    from meshlib.cli import check
+
+    if options.schema:
+        return check.print_schema()
+    return check.run(options.file, is_live=options.live, timeout=options.timeout)
 
 
 def _add_top(subcommands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

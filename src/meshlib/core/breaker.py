@@ -96,8 +96,21 @@ class NodeBreaker:
         self.is_refused = False
         self._opened = 0
         self._opens_until = self._lapses_at = 0.0
-        self._closed_at = -inf
+        self._closed_at = self._slice_ends = -inf
         self._start_afresh()
+
+    def adopt(self, settings: Breaker, now: float) -> None:
+        """Go by other settings: its state stays, and what it has counted, which fades within the new window.
+
+        What a shorter `max_open_for` would not have allowed ends sooner.
+        """
+        if settings.window != self._settings.window:
+            self._slice_ends = min(self._slice_ends, now + settings.window / SLICES)
+        self._settings = settings
+        self.quiet_until = -inf
+        self.is_refused = self.is_refused and settings.enforce
+        if self.state == "open":
+            self.probe_by(now + settings.max_open_for * (1 + JITTER))
 
     @property
     def is_healthy(self) -> bool:

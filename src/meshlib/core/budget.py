@@ -29,6 +29,12 @@ class Bucket:
         self.tokens = float(settings.capacity)
         self.is_exhausted = False
 
+    def adopt(self, settings: Budget) -> None:
+        """Go by other settings: it stays as full as it is."""
+        share = self.tokens / self.capacity
+        self._settings, self.capacity = settings, settings.capacity
+        self.tokens = settings.capacity * share
+
     def pay(self, *, throttled: bool) -> float:
         """Take the price of an extra attempt; 0 if it cannot be paid, and then nothing is taken."""
         cost = self._settings.throttle_cost if throttled else self._settings.retry_cost

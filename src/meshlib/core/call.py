@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from itertools import chain, islice
 from math import inf
+from typing import TYPE_CHECKING
 
 from meshlib.core.backoff import Evidence, advised, delay_before, is_asked_for
 from meshlib.core.breaker import UNHEARD
@@ -35,6 +36,9 @@ from meshlib.core.outcome import (
 from meshlib.core.report import Attempt, Kind, Report
 from meshlib.core.tally import Decision
 from meshlib.core.view import View
+
+if TYPE_CHECKING:
+    from meshlib.service import Service
 
 TIMER_SLACK = 0.002
 """Seconds by which a timer may go off before the instant it was set for."""
@@ -71,6 +75,8 @@ class Call:
         key: what a consistent hash goes by.
 
     Attributes:
+        service: the settings that it began with. What concerns this call alone goes by them to its end; what all calls
+            share, the view, breakers, budget, throttle and limit, is the cluster's and as it is set by then.
         refused: why the call was not let in, in words; empty if it was.
     """
 
@@ -89,6 +95,7 @@ class Call:
     _stale_at: Node | None = None
     refused = ""
     _is_hedged = False
+    service: Service
 
     def __init__(
         self,
@@ -103,6 +110,7 @@ class Call:
     ) -> None:
         service = cluster.service
         given = service.timeout.attempt if attempt_timeout is None else attempt_timeout
+        self.service = service
         self._set_out(cluster, service.name, repeatable, deadline, given)
         self._retries = retries
         self._on_behalf = on_behalf
@@ -207,7 +215,7 @@ class Call:
         """
         if retry_after is not None:
             attempt.retry_after = retry_after
-        if end is None and status not in REJECTING and status not in self.cluster.service.retry.on_status:
+        if end is None and status not in REJECTING and status not in self.service.retry.on_status:
             assert status is not None
             self.succeed(attempt, now, status, whole)
             return None
@@ -470,7 +478,7 @@ class Call:
         if forbidden is not None:
             return self._stop(attempt, forbidden)
         if kind == "retry" and wait is not None:
-            wait = advised(cluster.service.retry, self.report.attempts, self._counted, now, wait, evidence)
+            wait = advised(self.service.retry, self.report.attempts, self._counted, now, wait, evidence)
         if wait is None:
             return self._stop(attempt, "strategy")
         if self.is_expired(now + wait):
@@ -517,7 +525,7 @@ class Call:
 
     def _why_no_retry(self, attempt: Attempt) -> Decision | None:
         """Why there may be no retry, by the rules alone; None if there may."""
-        retry = self.cluster.service.retry
+        retry = self.service.retry
         if attempt.outcome is not Outcome.not_sent:
             if not self.repeatable:
                 return "not_repeatable"

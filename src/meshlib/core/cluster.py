@@ -28,6 +28,7 @@ from meshlib.core.view import Level, Levels, View, most_ejected
 from meshlib.endpoint import Endpoint, Place
 from meshlib.events import (
     BudgetExhausted,
+    ConfigChanged,
     DiscoveryRecovered,
     DiscoveryStale,
     Ejected,
@@ -44,6 +45,7 @@ from meshlib.events import (
 )
 
 if TYPE_CHECKING:
+    from meshlib.policy import HealthCheck
     from meshlib.service import Service
 
 
@@ -109,6 +111,7 @@ class Cluster:
         zone: where this process is; endpoints there are preferred.
 
     Attributes:
+        service: its settings, replaced by one assignment.
         view: what the request path reads, without the lock.
         pending: what a call waits for before it begins; None as a rule.
         source: where the endpoints come from, for people.
@@ -131,6 +134,7 @@ class Cluster:
         telemetry: what begins the trails of observed calls; None while nobody observes them.
         hedging: when a call gets a backup request; None for never.
         journal: what has happened and was not told yet.
+        publishing: held by who builds the view, which may take long.
         orphans: attempts that were garbage-collected, or their response was, without being ended. A finalizer may run
             while this very thread holds the lock, so it appends here and the next call does the counting.
     """
@@ -140,14 +144,11 @@ class Cluster:
         self._zone = zone
         self.rng = rng
         self.lock = Lock()
-        self._publishing = Lock()
+        self.publishing = Lock()
         self.bucket = Bucket(service.retry.budget)
         self.shedder = Shedder(service.throttle)
-        limit = service.limit
-        self.most = inf if limit is None else limit.max_in_flight
-        self.most_each = inf if limit is None or limit.per_endpoint is None else limit.per_endpoint
         self.hedging = None if service.hedge is None else Hedging(service.hedge)
-        self.slow_call = inf if service.breaker.slow_call is None else service.breaker.slow_call
+        self._set_bounds(service)
         self.journal = Journal(service.name)
         self.orphans: deque[Attempt] = deque()
         self._nodes: dict[Place, Node] = {}
@@ -171,7 +172,13 @@ class Cluster:
         self.view = View.build((), Levels.of((), service), service, rng, zone, 0.0)
 
     def publish(
-        self, endpoints: Sequence[Endpoint], source: str, now: float, *, known_at: float | None = None
+        self,
+        endpoints: Sequence[Endpoint],
+        source: str,
+        now: float,
+        *,
+        known_at: float | None = None,
+        found_by: object = None,
     ) -> list[Place]:
         """Take over a set of endpoints; places that stay keep their node.
 
@@ -180,28 +187,74 @@ class Cluster:
             source: where it came from, for people.
             now: the time.
             known_at: when it was last confirmed; default now.
+            found_by: the resolver that was asked; if it is not the service's any more, nothing is done.
 
         Returns:
             The places that are no longer in it.
         """
+        with self.publishing:
+            if found_by is not None and found_by is not self.service.resolver:
+                return []
+            return self.take_over(endpoints, source, now, known_at)
+
+    def take_over(self, endpoints: Sequence[Endpoint], source: str, now: float, known_at: float | None) -> list[Place]:
+        """See `publish`, for one who holds the lock `publishing`."""
         wanted = {endpoint.place: endpoint for endpoint in endpoints}
-        with self._publishing:
-            gone = [place for place in self._nodes if place not in wanted]
-            if wanted != self._published:
-                nodes = {
-                    place: self._nodes.get(place) or self._newcomer(endpoint) for place, endpoint in wanted.items()
-                }
-                with self.lock:
-                    for node, endpoint in zip(nodes.values(), wanted.values(), strict=True):
-                        node.endpoint = endpoint
-                self._build(nodes, now)
-                self._published = wanted
-                self.tally.changes += 1
-            self.source, self.known_at = source, now if known_at is None else known_at
-            if not self.is_known:
-                self._known_since = now
-            self.is_known = True  # now that the view is there: who waits for this looks without the lock
+        gone = [place for place in self._nodes if place not in wanted]
+        if wanted != self._published:
+            nodes = self._nodes_at(wanted, self.service)
+            with self.lock:
+                for node, endpoint in zip(nodes.values(), wanted.values(), strict=True):
+                    node.endpoint = endpoint
+            self._build(nodes, now)
+            self._published = wanted
+            self.tally.changes += 1
+        self.source, self.known_at = source, now if known_at is None else known_at
+        if not self.is_known:
+            self._known_since = now
+        self.is_known = True  # now that the view is there: who waits for this looks without the lock
         return gone
+
+    def rehearse(self, service: Service, endpoints: Sequence[Endpoint] | None, now: float) -> None:
+        """Build a view as it would be by other settings, of these endpoints or those there are, and throw it away.
+
+        Raises:
+            Exception: the balancer's own, which is the only one that may.
+        """
+        wanted = self._published if endpoints is None else {endpoint.place: endpoint for endpoint in endpoints}
+        nodes = tuple(self._nodes_at(wanted, service).values())
+        View.build(nodes, Levels.of(nodes, service), service, self.rng, self._zone, now)
+
+    def adopt(self, service: Service, changed: tuple[str, ...], now: float) -> None:
+        """Go by other settings from now on; what was learned stays. The next call builds the view that goes with them.
+
+        Args:
+            service: the settings.
+            changed: the names of those that are others than before.
+            now: the time.
+        """
+        with self.lock:
+            self.service = service
+            self._set_bounds(service)
+            self.bucket.adopt(service.retry.budget)
+            self.shedder.adopt(service.throttle)
+            self.doubted = set()
+            for node in self._nodes.values():
+                node.adopt(service.balancer)
+                node.breaker.adopt(service.breaker, now)
+                if not service.breaker.enforce:
+                    self._free(node, now)
+                if service.health is None:
+                    node.health, node.awaits_check = None, False
+            self._adopt_hedge(service)
+            self.probes_at = -inf
+            self.journal.note(ConfigChanged, now, changed)
+            self.changes_at = now
+
+    def announce(self, now: float) -> None:
+        """It is a service from now on."""
+        with self.lock:
+            self.journal.note(ConfigChanged, now, ())
 
     def refresh(self, now: float) -> None:
         """Build the view anew if a node's health has changed, or its ramp has come to the next step.
@@ -209,15 +262,20 @@ class Cluster:
         Whoever comes here at or after `changes_at` does it, without the lock. If somebody else is at it, the view of
         before does for once: what is offered is held against the breakers in any case.
         """
-        if now >= self.changes_at and self._publishing.acquire(blocking=False):
+        if now >= self.changes_at and self.publishing.acquire(blocking=False):
             try:
                 self._build(self._nodes, now)
             finally:
-                self._publishing.release()
+                self.publishing.release()
 
-    def heard(self, place: Place, healthy: bool, now: float, why: str = "") -> None:
-        """A check has come to know whether the endpoint is healthy, and why in a few words."""
+    def heard(self, place: Place, healthy: bool, now: float, why: str = "", *, by: HealthCheck | None = None) -> None:
+        """A check has come to know whether the endpoint is healthy, and why in a few words.
+
+        What was checked `by` other settings than those of now does not count any more.
+        """
         with self.lock:
+            if by is not None and by != self.service.health:
+                return
             node = self._nodes.get(place)
             if node is not None:
                 was = node.health is False, node.is_waiting
@@ -371,9 +429,34 @@ class Cluster:
             )
         return node
 
-    def _newcomer(self, endpoint: Endpoint) -> Node:
-        node = remembering(endpoint, self.service.breaker, self.service.balancer)
-        node.awaits_check = self.is_known and self.service.health is not None
+    def _set_bounds(self, service: Service) -> None:
+        """What calls read of the settings, as they need it."""
+        limit, slow_call = service.limit, service.breaker.slow_call
+        self.most = inf if limit is None else limit.max_in_flight
+        self.most_each = inf if limit is None or limit.per_endpoint is None else limit.per_endpoint
+        self.slow_call = inf if slow_call is None else slow_call
+
+    def _adopt_hedge(self, service: Service) -> None:
+        """Under the lock."""
+        if service.hedge is None or self.hedging is None:
+            self.hedging = None if service.hedge is None else Hedging(service.hedge)
+        else:
+            self.hedging.adopt(service.hedge)
+
+    def _free(self, node: Node, now: float) -> None:
+        """Its breaker, which ejects nobody any more, lets go of a node. Under the lock."""
+        was = node.breaker.state
+        if node.breaker.close(now):
+            self._has_turned(node, was, now)
+            self.journal.note(Restored, now, node.endpoint, "hand")
+
+    def _nodes_at(self, wanted: dict[Place, Endpoint], service: Service) -> dict[Place, Node]:
+        """The nodes of these places; those there are, and new ones."""
+        return {place: self._nodes.get(place) or self._newcomer(each, service) for place, each in wanted.items()}
+
+    def _newcomer(self, endpoint: Endpoint, service: Service) -> Node:
+        node = remembering(endpoint, service.breaker, service.balancer)
+        node.awaits_check = self.is_known and service.health is not None
         return node
 
     def _build(self, nodes: dict[Place, Node], now: float) -> None:
@@ -477,7 +560,7 @@ class Cluster:
 
     def forget(self) -> None:
         """After a fork, in the child: nobody holds the lock, and no attempt of the parent's is ours."""
-        self.lock, self._publishing = Lock(), Lock()
+        self.lock, self.publishing = Lock(), Lock()
         self.journal.forget()
         self.orphans.clear()
         self.in_flight = 0

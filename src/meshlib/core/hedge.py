@@ -37,11 +37,17 @@ class Hedging:
     __slots__ = ("_awaited", "_delay", "_latencies", "_saved", "_share")
 
     def __init__(self, settings: Hedge) -> None:
-        self._share = None if settings.after is not None else settings.max_extra
-        self._delay = settings.after
         self._latencies: deque[float] = deque(maxlen=REMEMBERED)
         self._awaited = ENOUGH
         self._saved = 0.0
+        self.adopt(settings)
+
+    def adopt(self, settings: Hedge) -> None:
+        """Go by these settings, and by the latencies of before."""
+        self._share = None if settings.after is not None else settings.max_extra
+        self._delay = settings.after
+        if self._share is not None and len(self._latencies) >= ENOUGH:
+            self._delay = quantile(self._latencies, 1 - self._share)
 
     def delay(self) -> float | None:
         """A call begins that may be hedged: after how many seconds it may be; None if too little is known yet."""

@@ -173,6 +173,10 @@ class Node:
             self.ewma = self.usual = self.latencies[-1]
             self.observed_at = now
 
+    def adopt(self, balancer: object) -> None:
+        """Remember from now on as this balancer wants it; see `remembering`."""
+        self._decay, self._penalty = _memory(balancer)
+
     def forget_open(self) -> None:
         """No attempt is under way: those that were belong to another process."""
         self.inherited = self.attempts
@@ -191,4 +195,8 @@ class Node:
 
 def remembering(endpoint: Endpoint, breaker: Breaker, balancer: object) -> Node:
     """A node that remembers latencies as the balancer wants it, if it says so: by its `decay` and `penalty`."""
-    return Node(endpoint, breaker, getattr(balancer, "decay", MEMORY), getattr(balancer, "penalty", 0.0))
+    return Node(endpoint, breaker, *_memory(balancer))
+
+
+def _memory(balancer: object) -> tuple[float, float]:
+    return getattr(balancer, "decay", MEMORY), getattr(balancer, "penalty", 0.0)

@@ -87,6 +87,10 @@ class Shedder:
         self._requests = self._accepts = 0.0
         self._heard_at = self._counted_at = self._admitted_at = 0.0
 
+    def adopt(self, settings: Throttle) -> None:
+        """Go by other settings, and by what was heard so far."""
+        self._settings = settings
+
     def overloaded(self, now: float, in_flight: int = 0) -> None:
         """An attempt ended with a sign of overload.
 

@@ -71,7 +71,7 @@ class Feed:
         tell: Callable[[Membership], None],
         clock: Callable[[], float],
     ) -> None:
-        self._service = service
+        self.service = service
         self._resolver = resolver
         self._watches = watches
         self._tell = tell
@@ -88,7 +88,7 @@ class Feed:
         self._patient_until = asyncio.get_running_loop().time() + HEAD_START
         try:
             for part in parts_of(self._resolver):
-                self._parts.append(self._watches.follow(part, self._service.name, stir))
+                self._parts.append(self._watches.follow(part, self.service.name, stir))
             patience = EVERY
             while True:
                 try:
@@ -127,7 +127,7 @@ class Feed:
     def _said_of(self, watch: Watch, now: float) -> list[str]:
         """What people should know of a resolver's answers."""
         said = [words for words in (*watch.warnings, watch.complaint) if words]
-        last, max_stale = watch.last_good, self._service.max_stale
+        last, max_stale = watch.last_good, self.service.max_stale
         if last.known_at is None and not said:
             said.append("no answer yet")
         elif last.known_at is not None and last.endpoints and not last.current(now, max_stale):
@@ -141,7 +141,7 @@ class Feed:
         for watch in self._parts:
             if is_early and not watch.has_spoken and not any(answers):
                 return None
-            answers.append(watch.last_good.current(now, self._service.max_stale))
+            answers.append(watch.last_good.current(now, self.service.max_stale))
         is_known = any(answers) or all(watch.last_good.known_at is not None for watch in self._parts)
         return answers if is_known else None
 
@@ -153,7 +153,7 @@ class Feed:
             if endpoint.is_address:
                 found.setdefault(endpoint.place, endpoint)
                 continue
-            for address in self._names[endpoint.place].last_good.current(now, self._service.max_stale):
+            for address in self._names[endpoint.place].last_good.current(now, self.service.max_stale):
                 found.setdefault(address.place, replace(endpoint, host=address.host, metadata=_named(endpoint)))
         is_early = any(watch.last_good.known_at is None for watch in self._names.values())
         return None if is_early and not found else tuple(found.values())
@@ -165,7 +165,7 @@ class Feed:
         for host, port in names - self._names.keys():
             from meshlib.discovery.dns import Dns
 
-            watch = self._watches.follow(Dns(host, port), self._service.name, self._stir)
+            watch = self._watches.follow(Dns(host, port), self.service.name, self._stir)
             self._names[host, port] = watch
 
 

@@ -15,6 +15,7 @@ from typing import Any
 from meshlib.core.report import Attempt
 from meshlib.endpoint import Place
 from meshlib.fork import inherited
+from meshlib.service import Service
 from meshlib.transport import network, network_anyio, network_asyncio
 from meshlib.transport.draining import Cut
 from meshlib.transport.exchange import Exchange
@@ -70,7 +71,7 @@ class SyncStacks:
                 self._collect_orphans()
                 stack = self._stacks.get(key)
                 if stack is None:
-                    stack = self._stacks[key] = Stack(service, endpoint)
+                    stack = self._stacks[key] = _made_for(exchange, attempt)
                 connection = stack.pop(self._clock())
                 turn = None
                 if connection is None and not stack.reserve():
@@ -115,6 +116,11 @@ class SyncStacks:
             self._collect_orphans()
             for stack in self._stacks.values():
                 stack.clear()
+
+    def adopt(self, service: Service) -> None:
+        """See `draining.Stacks`."""
+        with self._lock:
+            _adopt(self._stacks, service)
 
     def drain(self, service: str, place: Place) -> Cut:
         """See `draining.Stacks`."""
@@ -203,7 +209,7 @@ class AsyncStacks:
         key = (service.name, endpoint.place, service.tls)
         stack = stacks.get(key)
         if stack is None:
-            stack = stacks[key] = Stack(service, endpoint)
+            stack = stacks[key] = _made_for(exchange, attempt)
         while (connection := stack.pop(self._clock())) is not None and connection.stream.is_readable:
             stack.drop(connection)
         if connection is None and not stack.reserve():
@@ -240,6 +246,11 @@ class AsyncStacks:
             for stack in list(stacks.values()):
                 if loop == here or not post(loop, stack.clear):
                     stack.clear()
+
+    def adopt(self, service: Service) -> None:
+        """See `draining.Stacks`."""
+        for loop, stacks in list(self._loops.items()):
+            post(loop, partial(_adopt, stacks, service))
 
     def drain(self, service: str, place: Place) -> Cut:
         """See `draining.Stacks`."""
@@ -316,6 +327,19 @@ class AsyncStacks:
 
     def __del__(self) -> None:
         abandon_all(self._all_stacks(), self._is_closed)
+
+
+def _made_for(exchange: Exchange, attempt: Attempt) -> Stack[Any]:
+    """The stack for an attempt's endpoint, as the settings are now: the call may have begun by others."""
+    stack: Stack[Any] = Stack(exchange.service, attempt.endpoint)
+    stack.adopt(exchange.cluster.service)
+    return stack
+
+
+def _adopt(stacks: dict[Key, Stack[C]], service: Service) -> None:
+    for key, stack in stacks.items():
+        if key[0] == service.name:
+            stack.adopt(service)
 
 
 def _taken_from(stacks: dict[Key, Stack[C]], service: str, place: Place) -> list[Stack[C]]:

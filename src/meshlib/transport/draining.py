@@ -7,10 +7,13 @@ view's doing. It never decides which endpoints go.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 from weakref import WeakValueDictionary
 
 from meshlib.endpoint import Place
+
+if TYPE_CHECKING:
+    from meshlib.service import Service
 
 GRACE = 30.0
 """Seconds that a response may still take."""
@@ -23,6 +26,10 @@ class Stacks(Protocol):
 
     def counts(self) -> Iterable[tuple[str, int, int]]:
         """Idle and used connections to each place, by service; from any thread."""
+        ...
+
+    def adopt(self, service: Service) -> None:
+        """Go by other settings: what is open stays if it may, but not with another TLS; from any thread."""
         ...
 
     def drain(self, service: str, place: Place) -> Cut:
@@ -43,6 +50,11 @@ class Clients:
     def add(self, stacks: Stacks) -> None:
         """A client comes; it goes by itself."""
         self._stacks[id(stacks)] = stacks
+
+    def adopt(self, service: Service) -> None:
+        """See `Stacks.adopt`."""
+        for stacks in self._present():
+            stacks.adopt(service)
 
     def drain(self, service: str, place: Place) -> Cut:
         """See `Stacks.drain`."""

@@ -52,7 +52,6 @@ class Exchange(Call):
 
     Attributes:
         clock: the mesh's.
-        service: the service as it was set when the call began.
         terms: what holds for the call.
         started: when it began.
         body: what is sent.

@@ -19,6 +19,7 @@ import httpx
 from meshlib.core.report import Attempt, Report
 from meshlib.endpoint import Endpoint, Place
 from meshlib.fork import inherited, strays
+from meshlib.service import Service
 from meshlib.transport import binding
 from meshlib.transport.draining import Cut
 from meshlib.transport.exchange import Exchange
@@ -234,6 +235,9 @@ class InnerStacks:
         with contextlib.ExitStack() as stack:
             for transport in self._taken():
                 stack.callback(transport.close)
+
+    def adopt(self, service: Service) -> None:
+        """See `draining.Stacks`. A transport knows no settings."""
 
     def drain(self, service: str, place: Place) -> Cut:
         """See `draining.Stacks`. A transport has no way to drain: it is closed at the end, whole."""

@@ -84,10 +84,11 @@ class Router:
         cluster = self._clusters.get(name)
         if cluster is None:
             raise self._unknown(name, "" if name else _NO_HOST)
-        if hint := _obstacle(url, name, cluster.service):
+        service = cluster.service  # once: it may be replaced meanwhile
+        if hint := _obstacle(url, name, service):
             raise self._unknown(_origin(url), hint)
-        host = name if name != url.host and cluster.service.host is None else cluster.service.host
-        route = Route(cluster, self.clock, self._send_deadline, host)
+        host = name if name != url.host and service.host is None else service.host
+        route = Route(cluster, service, self.clock, self._send_deadline, host)
         if not url.userinfo:  # there is no end to those
             self._routes[binding.origin_of(url)] = route
         return route

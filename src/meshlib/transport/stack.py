@@ -11,6 +11,7 @@ import threading
 import warnings
 from collections import deque
 from collections.abc import Iterator
+from math import inf
 from typing import Any, Generic, Protocol, TypeVar
 
 import httpcore
@@ -131,11 +132,27 @@ class Stack(Generic[C]):
     def __init__(self, service: Service, endpoint: Endpoint) -> None:
         self.dial = dial_to(service, endpoint)
         self.settings = service.connections
+        self._tls = service.tls
         self.size = 0
         self.open: set[C] = set()
         self.waiting: deque[Turn] = deque()
         self._idle: deque[C] = deque()
         self._max_idle = service.connections.max_idle
+
+    def adopt(self, service: Service) -> None:
+        """Go by other settings; more room goes to those who wait.
+
+        Connections beyond a lower bound end with the responses that they carry, and all of them if TLS has changed:
+        those who spoke by the old settings are the last to use them.
+        """
+        self.settings = service.connections
+        self._max_idle = service.connections.max_idle if service.tls == self._tls else 0
+        while len(self._idle) > self._max_idle:
+            self.drop(self._idle.popleft())
+        while self.waiting and self.reserve():
+            self.vacate()
+        for connection in list(self.open)[: max(0, self.size - self.settings.max_per_endpoint)]:
+            connection.opened_at = -inf
 
     @property
     def idle(self) -> int:
@@ -186,7 +203,7 @@ class Stack(Generic[C]):
 
     def vacate(self) -> None:
         """Give up room that was claimed."""
-        if not self._hand_over(None):
+        if self.size > self.settings.max_per_endpoint or not self._hand_over(None):
             self.size -= 1
 
     def leave(self, turn: Turn, now: float) -> None:

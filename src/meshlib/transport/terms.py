@@ -16,6 +16,7 @@ from meshlib.core.cluster import Cluster
 from meshlib.core.outcome import REJECTING
 from meshlib.policy import Timeout
 from meshlib.scope import checked, current_scope
+from meshlib.service import Service
 from meshlib.transport.keys import key_of
 from meshlib.transport.network import Clock
 
@@ -62,13 +63,13 @@ class Route:
 
     Args:
         cluster: the service's live state.
+        service: its settings.
         clock: the mesh's.
         send_deadline: whether the next hop is told what is left of the call's time.
         host: the `Host` header to send instead of the URL's, or `"endpoint"`; None for the URL's.
 
     Attributes:
         key_of: how a request's key is found; None if the balancer goes by none.
-        service: the settings all this was made from.
         name: the service's.
         scheme: what its endpoints are spoken to by.
         methods: those of its repeatable requests.
@@ -90,12 +91,12 @@ class Route:
         "unwell",
     )
 
-    def __init__(self, cluster: Cluster, clock: Clock, send_deadline: bool, host: str | None) -> None:
+    def __init__(self, cluster: Cluster, service: Service, clock: Clock, send_deadline: bool, host: str | None) -> None:
         self.cluster = cluster
         self.clock = clock
         self.send_deadline = send_deadline
         self.host = host
-        self.service = service = cluster.service
+        self.service = service
         self.name = service.name
         self.scheme = "http" if service.tls is None else "https"
         self.methods = service.retry.methods

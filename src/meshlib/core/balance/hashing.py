@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from meshlib.core.balance.peak_ewma import PeakEwma
 from meshlib.core.balance.ring import ring_of
-from meshlib.validation import check, number, ruled
+from meshlib.validation import check, number, optional, ruled
 
 if TYPE_CHECKING:
     from meshlib.core.balance import Candidates
@@ -76,7 +76,7 @@ class ConsistentHash:
 
     key: str | Callable[[Any], str | None] | None = ruled(lambda value: _key(value), default=None)
     scheme: str = ruled(lambda value: _scheme(value), default="rendezvous")
-    bounded_load: float | None = ruled(lambda value: None if value is None else number(at_least=1)(value), default=None)
+    bounded_load: float | None = ruled(optional(number(at_least=1)), default=None)
 
     def __post_init__(self) -> None:
         check(self)
