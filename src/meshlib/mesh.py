@@ -11,10 +11,10 @@ import random
 import threading
 import time
 import weakref
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from dataclasses import replace
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast, overload
 
 from meshlib.discovery.static import Static
 from meshlib.endpoint import Endpoint, Place, place_of
@@ -25,6 +25,8 @@ from meshlib.service import Service
 from meshlib.validation import ConfigError, Fault
 
 if TYPE_CHECKING:
+    from typing import Unpack
+
     import httpx
     from opentelemetry.metrics import MeterProvider
     from opentelemetry.trace import TracerProvider
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
     from meshlib.core.cluster import Cluster
     from meshlib.core.renewal import Change
     from meshlib.core.snapshot import ServiceSnapshot
+    from meshlib.decorators import CallOptions, Injecting, InjectingOr, InjectingOrAwaiting, SharedClients
     from meshlib.discovery.resolver import Resolver
     from meshlib.events import Event
     from meshlib.health import Checks
@@ -42,6 +45,7 @@ if TYPE_CHECKING:
     from meshlib.transport.router import Router
     from meshlib.updates import Updates
 
+F = TypeVar("F")
 
 SPANS = ("both", "call", "attempt", "off")
 
@@ -129,6 +133,7 @@ class Mesh:
         self._control: Control | None = None
         self._updates: Updates | None = None
         self._checks: Checks | None = None
+        self._shared: SharedClients | None = None
         self._reload: Reload | None = None
         self._starts: list[Ready] = []
         self._attend(self._clusters.values())
@@ -244,6 +249,49 @@ class Mesh:
         from meshlib.transport.aio import AsyncMeshTransport
 
         return AsyncMeshTransport(self._router())
+
+    @overload
+    def call(self, service: str, **options: Unpack[CallOptions]) -> Injecting: ...
+
+    @overload
+    def call(  # type: ignore[overload-overlap]  # an awaitable is never the fallback itself
+        self, service: str, *, fallback: Callable[..., Awaitable[F]], **options: Unpack[CallOptions]
+    ) -> InjectingOrAwaiting[F]: ...
+
+    @overload
+    def call(self, service: str, *, fallback: Callable[..., F], **options: Unpack[CallOptions]) -> InjectingOr[F]: ...
+
+    @overload
+    def call(self, service: str, *, fallback: F, **options: Unpack[CallOptions]) -> InjectingOr[F]: ...
+
+    def call(self, service: str, **given: Any) -> Any:
+        """Decorate a function so that it is called without its first parameter, and gets a client of a service there.
+
+        An `async def` gets an `httpx.AsyncClient`, any other function an `httpx.Client`. All functions of a mesh share
+        one client for each service, which is closed with the mesh and keeps no cookies.
+
+        Args:
+            service: its name.
+            given: `fallback`, and what `options` takes, for the calls to this service that the function makes.
+                `hash_key` may be a function of the function's arguments; it gets those that it names.
+
+                `fallback` is what the function returns instead of raising an `httpx.TransportError`, or an
+                `httpx.HTTPStatusError` of a 5xx: a value, or a function of the function's arguments, which gets those
+                that it names, and the exception as `error`. It does not answer for `UnknownService`.
+
+        Raises:
+            UnknownService: if the service is not declared.
+            TypeError, ConfigError: for an option that cannot be; when a function is decorated, if it is a method or a
+                generator, has no parameter for a client, has one of another type, or does not go with an option.
+        """
+        from meshlib.decorators import UNSAID, Injection, SharedClients
+
+        if callable(service):
+            raise TypeError('a service is missing: @mesh.call("orders")')
+        if self._shared is None:
+            self._shared = SharedClients()
+        fallback = given.pop("fallback", UNSAID)
+        return Injection(self, self._shared, service, self._cluster(service), given, fallback)
 
     def snapshot(self) -> dict[str, ServiceSnapshot]:
         """What every service looks like now, by name: frozen values with `.to_dict()`."""
@@ -362,8 +410,9 @@ class Mesh:
         """Stop what the mesh runs: endpoints are neither looked for nor checked any more, and calls make do with what
         was known last.
 
-        Clients are closed on their own, as with httpx. `with mesh:` lets it start again, at the next use. Callbacks
-        have a second to hear what has happened, and go on hearing of calls that are still made.
+        Clients are closed on their own, as with httpx, but for those of decorated functions. `with mesh:` lets it start
+        again, at the next use. Callbacks have a second to hear what has happened, and go on hearing of calls that are
+        still made.
         """
         self._stop()
         self._delivery.wait()
@@ -375,6 +424,8 @@ class Mesh:
             self._updates.close()
         if self._checks is not None:
             self._checks.close()
+        if self._shared is not None:
+            self._shared.close()
         for start in self._starts:
             start.close()
         self._telemetry.close()
@@ -382,6 +433,8 @@ class Mesh:
     async def aclose(self) -> None:
         """See `close`."""
         try:
+            if self._shared is not None:
+                await self._shared.aclose()
             if self._control is not None:
                 await self._control.aclose()
         finally:

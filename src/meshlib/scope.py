@@ -1,4 +1,4 @@
-"""What holds for the calls made inside a block or a function: `options`, `deadline` and `behalf_of_attempt`.
+"""What holds for the calls made inside a block or a function: `options`, `deadline`, `behalf_of_attempt`, `bound_to`.
 
 Decides how the settings of nested blocks add up. They live in a context variable, so they follow tasks, and threads
 that were given a copy of the context. Nothing here makes a call.
@@ -29,12 +29,14 @@ class Scope:
         options: the innermost value of each.
         deadline: on `time.monotonic`; infinite if there is none.
         attempt: which attempt of another's call is being served; 1 if it is the first, or none.
+        bound: what holds instead of `options` for the calls to single services; see `bound_to`.
     """
 
-    __slots__ = ("attempt", "block", "deadline", "options", "outer")
+    __slots__ = ("attempt", "block", "bound", "deadline", "options", "outer")
     options: Mapping[str, Any]
     deadline: float
     attempt: int
+    bound: Mapping[object, Mapping[str, Any]]
 
     def __init__(
         self,
@@ -49,6 +51,13 @@ class Scope:
         self.attempt = attempt or (outer.attempt if outer else 1)
         self.options = {**outer.options, **options} if outer else dict(options)
         self.deadline = min(deadline, outer.deadline) if outer else deadline
+        self.bound = outer.bound if outer else {}
+        if self.bound and options:
+            self.bound = {service: {**held, **options} for service, held in self.bound.items()}
+
+    def options_for(self, service: object) -> Mapping[str, Any]:
+        """What holds for the calls to a service."""
+        return self.bound.get(service, self.options)
 
 
 NOTHING = Scope(None, {}, math.inf)
@@ -79,6 +88,11 @@ class _Block:
             _scope.set(scope.outer)
 
     def __call__(self, function: Callable[P, R]) -> Callable[P, R]:
+        if isinstance(function, staticmethod | classmethod | property):
+            kind = type(function).__name__
+            raise TypeError(
+                f"{type(self).__name__} cannot decorate a {kind}: put it below @{kind}, next to the function"
+            )
         if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
             name = type(self).__name__
             raise TypeError(f"{name} cannot decorate the generator {function.__qualname__}: use it as a block inside")
@@ -112,6 +126,7 @@ class options(_Block):
         replayable: True keeps all of a request's body that is not bytes already (a file, a generator) in memory while
             it is sent, so that it can be sent again, however long it is: `Retry.buffer_body` does not count.
         body_deadline: False lets a body be read on after the call's deadline, once its headers are there.
+        url_template: the URL's path with names in the place of what differs, `"/v1/orders/{id}"`, for telemetry.
 
     Raises:
         TypeError: for an unknown option.
@@ -123,6 +138,27 @@ class options(_Block):
 
     def _enter(self, outer: Scope) -> Scope:
         return Scope(outer, self._options, math.inf, self)
+
+
+class bound_to(_Block):
+    """Options for the calls to one service, in the place of those that another such block around this one has for it.
+
+    So what a decorated function says of its own calls does not hold for functions that it calls in turn, nor for other
+    services. What `options` blocks say counts on.
+
+    Args:
+        service: what tells it from all others.
+        given: the options, checked.
+    """
+
+    def __init__(self, service: object, given: Mapping[str, Any]) -> None:
+        self._service = service
+        self._options = given
+
+    def _enter(self, outer: Scope) -> Scope:
+        scope = Scope(outer, {}, math.inf, self)
+        scope.bound = {**scope.bound, self._service: {**scope.options, **self._options}}
+        return scope
 
 
 class deadline(_Block):
@@ -176,6 +212,11 @@ def _key(value: Any) -> str | None:
     return None if value is None or isinstance(value, str) else "must be a string"
 
 
+def _template(value: Any) -> str | None:
+    usable = isinstance(value, str) and value != "" and "?" not in value
+    return None if usable else "must be a path with names in it, for example '/v1/orders/{id}', and no query"
+
+
 OPTIONS: dict[str, Rule] = {
     "timeout": _timeout,
     "idempotent": _flag,
@@ -183,6 +224,7 @@ OPTIONS: dict[str, Rule] = {
     "retry": _flag,
     "replayable": _flag,
     "body_deadline": _flag,
+    "url_template": _template,
 }
 
 

@@ -82,7 +82,7 @@ def test_T1_the_page_lists_every_metric_with_its_unit_and_attributes(
     """Calls in which everything happens that a metric is about."""
     checked = Service("orders", Found(*two), health=HealthCheck("/"), limit=Limit(100))
     with Mesh(checked, **seen.told_to({"endpoint_attributes": True})) as mesh, mesh.client("orders") as client:
-        client.get("/")
+        client.get("/", extensions={"meshlib": {"url_template": "/{all}"}})
         two[0].script({"fault": "close"})
         two[1].script({"fault": "close"})
         client.get("/")  # a transparent one
@@ -117,7 +117,7 @@ def test_T1_the_words_of_the_page_are_those_there_are() -> None:
 def test_T1_the_page_lists_what_is_on_a_span(two: list[Upstream], seen: Seen) -> None:
     two[0].script({"status": 503})
     with seen.mesh(*two).client("orders") as client:
-        client.get("/")
+        client.get("/5", extensions={"meshlib": {"url_template": "/{number}"}})
         two[1].script({"status": 503}, {"status": 503})
         two[0].script({"status": 503}, {"status": 503})
         client.get("/")

@@ -21,7 +21,7 @@ from seen import Seen
 
 from conftest import Colour
 from meshes import get_or_error, post_or_error, refusing
-from meshlib import ConfigError, Connections, Endpoint, Hedge, Limit, Mesh, Retry, Service, Timeout
+from meshlib import ConfigError, Connections, Endpoint, Hedge, Limit, Mesh, Retry, Service, Timeout, options
 from meshlib.discovery import Resolution
 from meshlib.telemetry import trail
 from meshlib.testing import Upstream, upstreams
@@ -108,6 +108,18 @@ def test_T2_a_retried_call_is_one_span_with_one_for_each_attempt(
     codes = [span.status.status_code for span in (call, first, second)]
     assert codes == [StatusCode.UNSET, StatusCode.ERROR, StatusCode.UNSET]
     assert first.status.description is None
+
+
+def test_a_template_stands_for_many_paths_on_spans_and_calls(colour: Colour, two: list[Upstream], seen: Seen) -> None:
+    async def script(client: Any) -> None:
+        for number in range(3):
+            await client.get(f"/v1/{number}", extensions={"meshlib": {"url_template": "/v1/{number}"}})
+
+    with options(url_template="/of/a/block"):
+        colour.run(seen.mesh(two[0]), script)
+    assert {(span.attributes or {})["url.template"] for span in seen.spans} == {"/v1/{number}"}
+    [(attributes, call)] = seen.points("meshlib.client.call.duration")
+    assert (attributes["url.template"], call.count) == ("/v1/{number}", 3)
 
 
 def test_T2_the_next_hop_is_told_which_attempt_it_is_part_of(colour: Colour, two: list[Upstream], seen: Seen) -> None:

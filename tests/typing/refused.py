@@ -6,6 +6,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
+import httpx
+
 from meshlib import (
     Breaker,
     Budget,
@@ -109,6 +111,51 @@ def fetch(order: int) -> str:
 
 fetch("5")  # type: ignore[arg-type]
 real = fetch(5).real  # type: ignore[attr-defined]
+
+# Decorated functions
+mesh = Mesh()
+mesh.call()  # type: ignore[call-overload]
+mesh.call(5)  # type: ignore[call-overload]
+mesh.call("orders", timeot=1.0)  # type: ignore[call-overload]
+mesh.call("orders", idempotent="yes")  # type: ignore[call-overload]
+mesh.call("orders", hash_key=5)  # type: ignore[call-overload]
+
+
+@mesh.call("orders", fallback=None)
+def order(client: httpx.Client, number: int) -> str:
+    return str(number)
+
+
+@mesh.call("orders")
+async def order_async(client: httpx.AsyncClient, number: int, *, fresh: bool = False) -> str:
+    return str(number)
+
+
+async def later(number: int) -> str:
+    return str(number)
+
+
+order("5")  # type: ignore[arg-type]
+order()  # type: ignore[call-arg]
+order(mesh.client(), 5)  # type: ignore[call-arg, arg-type]
+stale = order_async(5, stale=True)  # type: ignore[call-arg]
+word: str = order(5)  # type: ignore[assignment]
+
+
+@mesh.call("orders")  # type: ignore[arg-type]
+def without_a_client(number: int) -> str:
+    return str(number)
+
+
+@mesh.call("orders")  # type: ignore[arg-type]
+def of_another_colour(client: httpx.AsyncClient) -> str:
+    return ""
+
+
+@mesh.call("orders", fallback=later)  # type: ignore[arg-type]
+def that_cannot_wait(client: httpx.Client, number: int) -> str:
+    return str(number)
+
 
 # Reports
 report()  # type: ignore[call-arg]

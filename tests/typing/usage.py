@@ -168,6 +168,46 @@ async def fetches() -> None:
     assert_type(await fetch_async(5), bytes)
 
 
+# Decorated functions lose their first parameter, and gain their fallback's type
+
+
+@mesh.call("orders")
+def order(client: httpx.Client, number: int, *, fresh: bool = False) -> str:
+    return client.get(f"/orders/{number}", params={"fresh": fresh}).text
+
+
+@mesh.call("orders", timeout=0.5, idempotent=True, hash_key=lambda number: str(number), fallback=None)
+async def order_async(client: httpx.AsyncClient, number: int) -> str:
+    return (await client.get(f"/orders/{number}")).text
+
+
+def how_long(error: Exception) -> int:
+    return len(str(error))
+
+
+@mesh.call("orders", hash_key="u1", retry=False, url_template="/orders", fallback=how_long)
+def orders_of(client: httpx.Client, *numbers: int) -> list[str]:
+    return [str(number) for number in numbers]
+
+
+async def nobody(number: int) -> bytes:
+    return b"nobody"
+
+
+@mesh.call("orders", fallback=nobody)
+async def order_or_nobody(client: httpx.AsyncClient, number: int) -> str:
+    return str(number)
+
+
+assert_type(order(5, fresh=True), str)
+assert_type(orders_of(1, 2), list[str] | int)
+
+
+async def decorated() -> None:
+    assert_type(await order_async(5), str | None)
+    assert_type(await order_or_nobody(number=5), str | bytes)
+
+
 # What happened
 
 assert_type(report(response), Report)

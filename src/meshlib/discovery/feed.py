@@ -90,6 +90,7 @@ class Feed:
             for part in parts_of(self._resolver):
                 self._parts.append(self._watches.follow(part, self.service.name, stir))
             patience = EVERY
+            every: float = min([EVERY, *(part.pace for part in parts_of(self._resolver) if hasattr(part, "pace"))])
             while True:
                 try:
                     await asyncio.wait_for(self._stirred.wait(), patience)
@@ -100,7 +101,7 @@ class Feed:
                 self._tell(found)
                 patience = EVERY if found.endpoints is None else LOOK
                 if found.endpoints is not None:
-                    await asyncio.sleep(EVERY)
+                    await asyncio.sleep(every)
         finally:
             for watch in [*self._parts, *self._names.values()]:
                 self._watches.leave(watch, stir)

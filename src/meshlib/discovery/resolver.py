@@ -39,8 +39,9 @@ class Resolution:
 class Resolver(Protocol):
     """Anything that knows the endpoints of a service.
 
-    It may have two more attributes: `source`, which says in a word or a URL where its answers come from, for people;
-    and `watch_key`, a hashable value by which two services share one watch instead of asking for the same twice.
+    It may have three more attributes: `source`, which says in a word or a URL where its answers come from, for people;
+    `watch_key`, a hashable value by which two services share one watch instead of asking for the same twice; and
+    `pace`, the seconds from each of its answers or errors to the next question, where ours are not wanted.
     """
 
     async def resolve(self, service: str, previous: Resolution | None) -> Resolution:

@@ -87,7 +87,8 @@ class Watch:
             # A resolver that waits for news is not late when it asks twice; who polls has all there is.
             burst = BURST if self._believed is not None and self._believed.ttl is None else 1
             loop_time = asyncio.get_running_loop().time()
-            await asyncio.sleep(max(delay, self._pace.wait(loop_time, burst)))
+            pace: float | None = getattr(self._resolver, "pace", None)
+            await asyncio.sleep(max(delay, self._pace.wait(loop_time, burst)) if pace is None else pace)
 
     async def _ask(self) -> float:
         """Ask once; returns the seconds to the next time."""

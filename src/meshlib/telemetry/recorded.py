@@ -102,15 +102,24 @@ class Recorder:
         self._instruments.attempt.record(attempt.seconds, attributes, context=context)
 
     def call(
-        self, method: str, seconds: float, outcome: str, status: int | None, error: str | None, context: Context
+        self,
+        method: str,
+        seconds: float,
+        outcome: str,
+        status: int | None,
+        error: str | None,
+        context: Context,
+        template: str | None = None,
     ) -> None:
         """A call has its answer, or an exception leaves it."""
         if not self._calls:
             return
-        key = method, outcome, status, error
+        key = method, outcome, status, error, template
         attributes = self._kept.get(key)
         if attributes is None:
             attributes = {**self._attributes(method, status, error), "meshlib.call.outcome": outcome}
+            if template is not None:
+                attributes["url.template"] = template
             self._keep(key, attributes)
         self._instruments.call.record(seconds, attributes, context=context)
 

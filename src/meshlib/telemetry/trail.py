@@ -108,6 +108,8 @@ class Trail:
         context: where the call is made.
     """
 
+    _template: str | None = None
+
     def __init__(self, line: Line, method: str, url: Callable[[], str], context: Context) -> None:
         self._line = line
         self._url = url
@@ -125,6 +127,12 @@ class Trail:
             if span.is_recording():
                 span.set_attribute("url.full", self._shown_url())
                 self._call = span
+
+    def goes_by(self, template: str) -> None:
+        """The URL's path is one of many that are called by this name."""
+        self._template = template
+        if self._call is not None:
+            self._call.set_attribute("url.template", template)
 
     def waited(self, reason: str, seconds: float, attempt: Attempt | None = None) -> None:
         """The call has waited: `resolve` for its endpoints, `slot` for a connection, `back_off` before an attempt."""
@@ -160,6 +168,8 @@ class Trail:
             "meshlib.attempt.kind": attempt.kind,
             "meshlib.endpoint.why": attempt.why,
         }
+        if self._template is not None:
+            attributes["url.template"] = self._template
         if number:
             attributes["http.request.resend_count"] = number
         return attributes
@@ -223,7 +233,7 @@ class Trail:
             error = self._error  # it is the caller's own exception, and the attempt knew what it was about
         line = self._line
         if line.recorder is not None:
-            line.recorder.call(self._method, seconds, outcome, status, error, self._context)
+            line.recorder.call(self._method, seconds, outcome, status, error, self._context, self._template)
             if len(attempts) > 1:
                 line.recorder.extra(self._method, attempts, self._context)
         if self._call is not None:

@@ -87,6 +87,10 @@ class AsyncMeshTransport(httpx.AsyncBaseTransport):
         """Close every idle connection."""
         await self._stacks.aclose()
 
+    def shut(self) -> None:
+        """See `aclose`; from any thread, on whichever loops the connections are."""
+        self._stacks.shut()
+
     async def _attempt(
         self, exchange: Exchange, attempt: Attempt, last: AsyncReply | None
     ) -> tuple[AsyncReply | None, float | None]:

@@ -252,6 +252,14 @@ class AsyncStacks:
         for loop, stacks in list(self._loops.items()):
             post(loop, partial(_adopt, stacks, service))
 
+    def shut(self) -> None:
+        """See `aclose`; from any thread: each loop closes its own, at its next turn."""
+        self._is_closed = True
+        for loop, stacks in list(self._loops.items()):
+            for stack in list(stacks.values()):
+                if not post(loop, stack.clear):
+                    stack.clear()
+
     def drain(self, service: str, place: Place) -> Cut:
         """See `draining.Stacks`."""
         drained: dict[object, list[Stack[AsyncConnection]]] = {}

@@ -304,6 +304,14 @@ class AsyncInnerStacks(InnerStacks):
             for transport in self._taken():
                 stack.push_async_callback(transport.aclose)
 
+    def shut(self) -> None:
+        """See `aclose`; from any thread: each loop closes its own."""
+        self._forget_dead_loops()
+        drained, self._drained = self._drained, []
+        homes = [(key[2], made) for key in list(self._transports) if (made := self._transports.pop(key, None))]
+        for home, transport in [*homes, *drained]:
+            self._end(home, transport)
+
     def _end(self, home: object, transport: Any) -> None:
         async def end() -> None:
             try:

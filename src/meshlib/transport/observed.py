@@ -28,6 +28,8 @@ class ObservedExchange(Exchange):
         observer = route.cluster.telemetry
         assert observer is not None
         self.trail = observer.begin(request.method, partial(binding.shown, request.url))
+        if self.terms.template is not None:
+            self.trail.goes_by(self.terms.template)
 
     def begin(self, now: float) -> Attempt | None:
         """See `Call.begin`."""

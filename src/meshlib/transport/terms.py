@@ -32,6 +32,7 @@ class Terms:
         key: what a consistent hash goes by.
         body_deadline: whether the deadline bounds the body of the answer as well.
         recorded: how many bytes of a body that is not bytes already are kept for another attempt.
+        template: what telemetry calls the URL's path; None for nothing.
     """
 
     total: float
@@ -42,6 +43,7 @@ class Terms:
     retries: bool = True
     key: str | None = None
     body_deadline: bool = True
+    template: str | None = None
 
     @classmethod
     def of(cls, timeout: Timeout, recorded: float, options: Mapping[str, Any]) -> Terms:
@@ -55,6 +57,7 @@ class Terms:
             options.get("retry", True),
             options.get("hash_key"),
             options.get("body_deadline", True),
+            options.get("url_template"),
         )
 
 
@@ -113,7 +116,9 @@ class Route:
             TypeError, ConfigError: for options that cannot be.
         """
         scope, timeout = current_scope(), self.service.timeout
-        options = {**scope.options, **checked(own, "extensions['meshlib']")} if own else scope.options
+        options = scope.options_for(self.cluster)
+        if own:
+            options = {**options, **checked(own, "extensions['meshlib']")}
         if (given := options.get("timeout")) is not None:
             timeout = given if isinstance(given, Timeout) else replace(timeout, total=given)
         # Blocks measure by the real clock, since they belong to no mesh; what is left is the same on every clock.
