@@ -62,11 +62,15 @@ class Control:
     def ensure(self) -> bool:
         """Start the thread unless it runs; from any thread. Returns False if that cannot be any more."""
         with self._lock:
-            if self._is_closed or _is_exiting:
-                return False
-            if self._run is None:
-                self._run = _Run(self._begin)
-            return True
+            return self._running() is not None
+
+    def post(self, work: Callable[[], object]) -> bool:
+        """Start the thread unless it runs, and have a function called on its loop; from any thread.
+
+        Returns False if that cannot be any more.
+        """
+        with self._lock:
+            return (run := self._running()) is not None and run.post(work)
 
     def close(self, patience: float = PATIENCE) -> None:
         """Stop the jobs and the thread, and wait for its end, at most `patience` seconds; from any thread."""
@@ -102,6 +106,13 @@ class Control:
         if run is not None:
             run.forget()
 
+    def _running(self) -> _Run | None:
+        if self._is_closed or _is_exiting:
+            return None
+        if self._run is None:
+            self._run = _Run(self._begin)
+        return self._run
+
     def _begin(self) -> None:
         for start in self.starters:
             start(self)
@@ -136,12 +147,17 @@ class _Run:
         self._thread = threading.Thread(target=self._main, name="meshlib-control", daemon=True)
         self._thread.start()
 
+    def post(self, work: Callable[[], object]) -> bool:
+        """Have a function called on the loop; False if that has ended already."""
+        try:
+            self._loop.call_soon_threadsafe(work)
+        except RuntimeError:
+            return False
+        return True
+
     def stop(self) -> threading.Thread:
         """Have it end soon."""
-        try:
-            self._loop.call_soon_threadsafe(self._stopped.set)
-        except RuntimeError:
-            pass  # it has ended already
+        self.post(self._stopped.set)
         return self._thread
 
     def forget(self) -> None:
@@ -188,7 +204,12 @@ class _Aside(ThreadPoolExecutor):
             except BaseException as error:
                 future.set_exception(error)
 
-        threading.Thread(target=work, name="meshlib-aside", daemon=True).start()
+        try:
+            threading.Thread(target=work, name="meshlib-aside", daemon=True).start()
+        except RuntimeError:
+            if threading.main_thread().is_alive():
+                raise
+            work()  # Python starts no threads at its exit, and by then there is nothing left to hold up
         return future
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from meshlib.core.snapshot import ServiceSnapshot
     from meshlib.events import Event
     from meshlib.health import Checks
+    from meshlib.registry import Registration
+    from meshlib.registry.entry import Alive
     from meshlib.transport.router import Router
     from meshlib.updates import Updates
 
@@ -121,6 +123,7 @@ class Mesh:
         self._control: Control | None = None
         self._updates: Updates | None = None
         self._checks: Checks | None = None
+        self._registrations: list[Registration] = []
         to_find = []
         for cluster in self._clusters.values():
             resolver = cluster.service.resolver
@@ -229,6 +232,79 @@ class Mesh:
         cluster.unbar(place_of(place), self._clock())
         self._delivery.deliver(cluster)
 
+    def register(
+        self,
+        name: str,
+        *,
+        port: int,
+        host: str | None = None,
+        tags: Sequence[str] = (),
+        meta: Mapping[str, str] | None = None,
+        weight: int = 1,
+        check: Literal["ttl", "http", "tcp"] = "ttl",
+        at: str = "consul://127.0.0.1:8500",
+        ttl: float = 10.0,
+        alive: Alive | None = None,
+        check_path: str = "/healthz",
+        check_interval: float = 10.0,
+        deregister_after: float = 60.0,
+        drain: float = 0.3,
+    ) -> Registration:
+        """Have others find the running process, for as long as the registration is entered.
+
+            async with mesh.register("orders", port=8000, at="consul://127.0.0.1:8500"): ...  # also `with`
+
+        Entering returns at once. The process is registered as soon as its own port answers, and deregistered before
+        the program hears of SIGTERM or SIGINT. Whatever the registry does, the program goes on.
+
+        Args:
+            name: of the service.
+            port: at which the application listens.
+            host: at which others reach it. Default the address of the registry's agent.
+            tags: of this instance.
+            meta: texts by names; `zone` is what other meshes go by.
+            weight: its share of the calls, a whole number. Default 1.
+            check: how Consul knows that it is well: by our heartbeats ("ttl"), or by asking for `check_path` ("http")
+                or connecting ("tcp") itself.
+            at: the agent, as `consul://host:port?token_file=` or `consul+https://host:port?ca_file=`. A token comes
+                from a file or the environment, as for discovery.
+            ttl: seconds without a heartbeat after which it is critical. They come three times as often, while the event
+                loop that entered the registration answers; without one, while the port does.
+            alive: a function, sync or async, that is true while the application is well; asked before each heartbeat,
+                beside the loop. Default None.
+            check_path: for "http".
+            check_interval: seconds between Consul's own checks.
+            deregister_after: seconds after which Consul forgets it if it stays critical; at least 60.
+            drain: seconds for others to hear that it is going, before the program hears of the signal.
+
+        Raises:
+            ConfigError: with every fault, as `register.<argument>`.
+        """
+        from meshlib.registry import Registration
+        from meshlib.registry.entry import Entry
+
+        entry = Entry(
+            name,
+            port=port,
+            host=host,
+            tags=tags,
+            meta={} if meta is None else meta,
+            weight=weight,
+            check=check,
+            at=at,
+            ttl=ttl,
+            alive=alive,
+            check_path=check_path,
+            check_interval=check_interval,
+            deregister_after=deregister_after,
+            drain=drain,
+        )
+        registration = Registration(
+            entry, self._controlled(), clock=time.monotonic, rng=random.SystemRandom(), owner=self
+        )
+        self._registrations.append(registration)
+        return registration
+
     def wait_ready(self, timeout: float) -> None:
         """Start finding endpoints now, and block until every service has a first answer.
 
@@ -260,6 +336,8 @@ class Mesh:
         Clients are closed on their own, as with httpx. `with mesh:` lets it start again, at the next use. Callbacks
         have a second to hear what has happened, and go on hearing of calls that are still made.
         """
+        for registration in self._registrations:
+            registration.close()
         self._stop()
         self._delivery.wait()
 
@@ -274,6 +352,8 @@ class Mesh:
     async def aclose(self) -> None:
         """See `close`."""
         try:
+            for registration in self._registrations:
+                await registration.aclose()
             if self._control is not None:
                 await self._control.aclose()
         finally:
@@ -310,22 +390,28 @@ class Mesh:
 
     def _oversee(self, to_find: list[Cluster], to_check: list[Cluster]) -> None:
         """Have the endpoints of services found out, and those of services checked, from the first use on."""
-        from meshlib.control import Control
         from meshlib.review import reviewing
 
-        rng = random.SystemRandom()  # jitter must differ in every process, and forks
-        self._control = Control(rng)
+        rng = random.SystemRandom()
+        control = self._controlled()
         if to_find:
             from meshlib.updates import Updates
 
-            self._updates = Updates(to_find, self._control, self._clients, self._clock, rng)
+            self._updates = Updates(to_find, control, self._clients, self._clock, rng)
         if to_check:
             from meshlib.health import Checks
 
-            self._checks = Checks(to_check, self._control, self._clock, rng)
+            self._checks = Checks(to_check, control, self._clock, rng)
         look = reviewing(tuple(self._clusters.values()), self._clock)
-        self._control.starters.append(lambda control: control.supervise("looking over the settings", look))
-        weakref.finalize(self, self._control.close, 0.0).atexit = False  # the control plane sees to that exit itself
+        control.starters.append(lambda control: control.supervise("looking over the settings", look))
+
+    def _controlled(self) -> Control:
+        if self._control is None:
+            from meshlib.control import Control
+
+            self._control = Control(random.SystemRandom())  # jitter must differ in every process, and forks
+            weakref.finalize(self, self._control.close, 0.0).atexit = False  # it sees to that exit itself
+        return self._control
 
     def _cluster(self, service: str) -> Cluster:
         if not isinstance(service, str) or service not in self._clusters:
