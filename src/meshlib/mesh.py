@@ -252,10 +252,8 @@ class Mesh:
     ) -> Registration:
         """Have others find the running process, for as long as the registration is entered.
 
-            async with mesh.register("orders", port=8000, at="consul://127.0.0.1:8500"): ...  # also `with`
-
-        Entering returns at once. The process is registered as soon as its own port answers, and deregistered before
-        the program hears of SIGTERM or SIGINT. Whatever the registry does, the program goes on.
+        Entered by `with` or `async with`, which returns at once. The process is registered as soon as its own port
+        answers, and deregistered before the program hears of SIGTERM or SIGINT. Whatever the registry does, it goes on.
 
         Args:
             name: of the service.
@@ -266,22 +264,19 @@ class Mesh:
             weight: its share of the calls, a whole number. Default 1.
             check: how Consul knows that it is well: by our heartbeats ("ttl"), or by asking for `check_path` ("http")
                 or connecting ("tcp") itself.
-            at: the agent, as `consul://host:port?token_file=` or `consul+https://host:port?ca_file=`. A token comes
-                from a file or the environment, as for discovery.
+            at: the agent, as `consul://host:port?token_file=` or `consul+https://host:port?ca_file=`.
             ttl: seconds without a heartbeat after which it is critical. They come three times as often, while the event
                 loop that entered the registration answers; without one, while the port does.
             alive: a function, sync or async, that is true while the application is well; asked before each heartbeat,
                 beside the loop. Default None.
-            check_path: for "http".
-            check_interval: seconds between Consul's own checks.
+            check_path, check_interval: for Consul's own checks; seconds.
             deregister_after: seconds after which Consul forgets it if it stays critical; at least 60.
             drain: seconds for others to hear that it is going, before the program hears of the signal.
 
         Raises:
             ConfigError: with every fault, as `register.<argument>`.
         """
-        from meshlib.registry import Registration
-        from meshlib.registry.entry import Entry
+        from meshlib.registry import Entry, Registration
 
         entry = Entry(
             name,

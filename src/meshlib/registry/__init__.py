@@ -10,6 +10,7 @@ One registration, in the order of what happens:
 - `departure` holds signals and the exit of the process up until the registry knows.
 """
 
+from meshlib.registry.entry import Entry
 from meshlib.registry.registration import Registration
 
-__all__ = ["Registration"]
+__all__ = ["Entry", "Registration"]
