@@ -44,7 +44,7 @@ ASK_EVERY = 1.0
 PATIENCE = 5.0
 """Seconds for an answer of the registry, at most."""
 
-LEAVE_WITHIN = 1.2
+LEAVE_WITHIN = 1.0
 """Seconds for its answer when we leave."""
 
 logger = logging.getLogger("meshlib.registry")
