@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from workers import SERVING, WAITING, Worker, accepts, states, until
+from workers import FORKING, GUNICORN, ON_A_LOOP, SERVING, WAITING, Worker, accepts, states, until
 
 from components.absence import demanded
 from components.consul import Agent, binary
@@ -174,6 +174,45 @@ def test_G1_uvicorn_on_uvloop_hears_of_it_as_well(agent: Agent, quiet_port: int,
         worker.signal(signal.SIGINT)
         assert worker.wait() < 3
         assert worker.output.index("is deregistered") < worker.output.index("Shutting down")
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+def test_G1_the_handlers_of_a_loop_hear_of_it_when_it_is_deregistered(
+    loop: str, agent: Agent, port: int, tmp_path: Path
+) -> None:
+    with Worker(tmp_path, ON_A_LOOP, agent, port, LOOP=loop) as worker:
+        until(lambda: worker.output.count("is registered at") == 2)
+        worker.signal(signal.SIGTERM)
+        worker.wait()
+        assert worker.output.rindex("is deregistered") < worker.output.index("told")
+        assert (states(agent, port), worker.popen.returncode) == ([], 0)
+
+
+@pytest.mark.parametrize("kind", ["sync", "gthread"])
+def test_G1_gunicorn_s_workers_have_one_registration_and_the_last_one_takes_it_back(
+    kind: str, agent: Agent, quiet_port: int, tmp_path: Path
+) -> None:
+    with Worker(tmp_path, GUNICORN, agent, quiet_port, KIND=kind) as worker:
+        until(lambda: "by another worker" in worker.output and "is registered at" in worker.output)
+        assert states(agent, quiet_port) == ["passing"]
+        worker.signal(signal.SIGTERM)
+        until(lambda: not states(agent, quiet_port))
+        assert accepts(quiet_port)
+        assert worker.wait() < 3
+        assert worker.output.count("is left to another worker") == worker.output.count("is deregistered") == 1
+
+
+def test_G1_a_forked_child_neither_registers_nor_holds_its_parent_s_part(
+    agent: Agent, port: int, tmp_path: Path
+) -> None:
+    with Worker(tmp_path, FORKING, agent, port) as worker:
+        until(lambda: "forked" in worker.output)
+        worker.signal(signal.SIGKILL)
+        until(lambda: states(agent, port) == ["critical"])
+        with Worker(tmp_path, WAITING, agent, port) as other:
+            until(lambda: "is registered at" in other.output)
+            assert "by another worker" not in other.output
+            assert states(agent, port) == ["passing"]
 
 
 def test_G1_a_blocked_event_loop_turns_it_critical_and_it_recovers(

@@ -57,6 +57,60 @@ if __name__ == "__main__":
     uvicorn.run(app, port=port, loop=os.environ.get("LOOP", "asyncio"))
 """
 
+GUNICORN = """
+from gunicorn.app.base import BaseApplication
+
+entered = register(ttl=3.0)
+
+def app(environ, start_response):
+    start_response("200 OK", [("content-length", "0")])
+    return []
+
+class Served(BaseApplication):
+    def load_config(self):
+        settings = {"bind": f"127.0.0.1:{port}", "workers": 2, "worker_class": os.environ["KIND"], "preload_app": True}
+        settings |= {"post_worker_init": lambda worker: entered.start(), "worker_tmp_dir": "/tmp"}
+        for name, value in settings.items():
+            self.cfg.set(name, value)
+
+    def load(self):
+        return app
+
+Served().run()
+"""
+
+FORKING = """
+entered = register()
+entered.start()
+while entered.state != "registered":
+    time.sleep(0.02)
+if not os.fork():
+    assert entered.state == "closed"
+    print("forked", flush=True)
+    sys.stdin.read()
+    os._exit(0)
+os.wait()
+"""
+
+ON_A_LOOP = """
+async def main():
+    told = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, told.set)
+    for turn in range(2):
+        async with register() as entered:
+            while not entered.counts["registered"]:
+                await asyncio.sleep(0.02)
+            if turn:
+                await told.wait()
+                print("told", flush=True)
+
+if os.environ.get("LOOP") == "uvloop":
+    import uvloop
+    uvloop.run(main())
+else:
+    asyncio.run(main())
+"""
+
 
 def until(is_so: Callable[[], Any], within: float = PATIENCE) -> float:
     """Wait until it is, and say how many seconds that took."""
