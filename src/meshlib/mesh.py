@@ -331,10 +331,16 @@ class Mesh:
         Clients are closed on their own, as with httpx. `with mesh:` lets it start again, at the next use. Callbacks
         have a second to hear what has happened, and go on hearing of calls that are still made.
         """
-        for registration in self._registrations:
+        for registration in self._leaving():
             registration.close()
         self._stop()
         self._delivery.wait()
+
+    def _leaving(self) -> list[Registration]:
+        """Have all registrations end, at the same time."""
+        for registration in self._registrations:
+            registration.ask_to_leave()
+        return self._registrations
 
     def _stop(self) -> None:
         if self._control is not None:
@@ -347,7 +353,7 @@ class Mesh:
     async def aclose(self) -> None:
         """See `close`."""
         try:
-            for registration in self._registrations:
+            for registration in self._leaving():
                 await registration.aclose()
             if self._control is not None:
                 await self._control.aclose()

@@ -13,7 +13,6 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from types import TracebackType
-from weakref import WeakSet
 
 import anyio
 
@@ -176,7 +175,8 @@ def _running_loop() -> asyncio.AbstractEventLoop | None:
         return None
 
 
-_started: WeakSet[Registration] = WeakSet()
+_started: set[Registration] = set()
+"""Held until they end: a program may keep no more than the block that it entered."""
 
 
 @atexit.register

@@ -30,10 +30,10 @@ from meshlib.registry.pulse import Pulse
 from meshlib.registry.readiness import answers
 
 LOOK_EVERY = 0.1
-"""Seconds between looks at the application's own port."""
+"""Seconds between looks at the application's own port, at first."""
 
 WORTH_A_WORD = 10.0
-"""Seconds without an answer there from which it is said."""
+"""Seconds without an answer there from which it is said, and looked for a tenth as often."""
 
 CLAIM_EVERY = 0.5
 """Seconds between tries to become the owner, give or take a half of it."""
@@ -111,11 +111,12 @@ class Stay:
             await self._keep(self._ownership)
 
     async def _until_ready(self) -> None:
-        begun = self._clock()
+        begun, every = self._clock(), LOOK_EVERY
         while not await answers(self._entry):
             if self._clock() - begun > WORTH_A_WORD:
                 self._turn("waiting", f"nothing answers on port {self._entry.port} so far")
-            await asyncio.sleep(LOOK_EVERY)
+                every = LOOK_EVERY * 10
+            await asyncio.sleep(every)
 
     async def _until_owner(self, ownership: Ownership) -> None:
         while True:
