@@ -28,15 +28,18 @@ class Ownership(Protocol):
 
     def join(self) -> bool:
         """Be one of those who are there; False while somebody takes the registration back."""
+        ...
 
     def claim(self) -> bool:
         """Become the owner; False while another one is."""
+        ...
 
     def give_up(self) -> None:
         """Be the owner no longer, so that another one may."""
 
     def leave(self) -> bool:
         """Be no longer there. True if nobody else is: then nobody can come before `close`."""
+        ...
 
     def close(self) -> None:
         """Let go of everything. In a forked child, this leaves the parent what it has."""
