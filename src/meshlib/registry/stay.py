@@ -164,7 +164,7 @@ class Stay:
             try:
                 await self._beat()
             except ConsulError as error:
-                if _means_forgotten(error):
+                if means_forgotten(error):
                     self._counts["forgotten"] += 1
                     self._turn("lost", "Consul has forgotten it")
                     return
@@ -251,6 +251,6 @@ class Stay:
         logger.log(logging.INFO if is_well else logging.WARNING, "%s: %s %s", self._entry.name, self._entry.id, words)
 
 
-def _means_forgotten(error: ConsulError) -> bool:
+def means_forgotten(error: ConsulError) -> bool:
     """Consul up to 1.9 says 500 where later ones say 404."""
     return error.status == 404 or (error.status == 500 and "does not have associated TTL" in error.reason)
