@@ -22,6 +22,13 @@ ENTRY = Entry("orders", port=1)
 
 
 @pytest.fixture
+def entry() -> Iterator[Entry]:
+    """Of an application whose port answers."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        yield Entry("orders", port=listening.getsockname()[1])
+
+
+@pytest.fixture
 def loop(no_leaks: None) -> Iterator[asyncio.AbstractEventLoop]:
     """The application's, in a thread of its own."""
     made = asyncio.new_event_loop()
@@ -68,7 +75,7 @@ def test_G1_a_loop_that_has_ended_is_not_well() -> None:
 
 
 @pytest.mark.parametrize("answer", [True, False])
-def test_G1_a_function_is_asked_beside_the_loop_and_an_async_one_on_it(loop: Any, answer: bool) -> None:
+def test_G1_a_function_is_asked_beside_the_loop_and_an_async_one_on_it(loop: Any, entry: Entry, answer: bool) -> None:
     ran_on: list[object] = []
 
     async def on_the_loop() -> bool:
@@ -78,10 +85,10 @@ def test_G1_a_function_is_asked_beside_the_loop_and_an_async_one_on_it(loop: Any
     assert ask(Liveness(ENTRY, loop, on_the_loop)) is answer
     assert ran_on == [loop]
     assert ask(Liveness(ENTRY, loop, lambda: answer)) is answer
-    assert ask(Liveness(ENTRY, None, on_the_loop)) is answer
+    assert ask(Liveness(entry, None, on_the_loop)) is answer
 
 
-def test_G1_a_function_that_blocks_does_not_block_the_control_plane() -> None:
+def test_G1_a_function_that_blocks_does_not_block_the_control_plane(entry: Entry) -> None:
     release = threading.Event()
     begun = time.monotonic()
 
@@ -91,18 +98,17 @@ def test_G1_a_function_that_blocks_does_not_block_the_control_plane() -> None:
         asyncio.get_running_loop().set_default_executor(_Aside())
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.2):
-                await Liveness(ENTRY, None, lambda: release.wait(20)).is_well()
+                await Liveness(entry, None, lambda: release.wait(20)).is_well()
         release.set()
 
     asyncio.run(main())
     assert time.monotonic() - begun < 10
 
 
-def test_G1_where_there_is_no_loop_and_no_function_the_port_is_asked() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        entry = Entry("orders", port=listening.getsockname()[1])
-        assert ask(Liveness(entry, None, None)) is True
-    assert ask(Liveness(entry, None, None)) is False
+def test_G1_where_there_is_no_loop_the_port_is_asked(entry: Entry) -> None:
+    assert ask(Liveness(entry, None, None)) is True
+    assert ask(Liveness(ENTRY, None, None)) is False
+    assert ask(Liveness(ENTRY, None, lambda: True)) is False
 
 
 @pytest.mark.parametrize(

@@ -151,11 +151,12 @@ def test_G1_a_token_goes_as_a_header_from_a_file(tmp_path: Path, port: int) -> N
             until(lambda: is_registered(entered))
 
 
-def test_G1_uvicorn_is_told_of_sigterm_once_nobody_is_sent_to_it_any_more(
+def test_G1_uvicorn_listens_before_it_is_registered_and_until_it_is_deregistered(
     agent: Agent, quiet_port: int, tmp_path: Path
 ) -> None:
     with Worker(tmp_path, SERVING, agent, quiet_port, DRAIN="0.8") as worker:
         until(lambda: states(agent, quiet_port) == ["passing"])
+        assert worker.output.index("Uvicorn running") < worker.output.index("is registered at")
         worker.signal(signal.SIGTERM)
         begun = time.monotonic()
         until(lambda: not states(agent, quiet_port))

@@ -44,6 +44,7 @@ async def app(scope, receive, send):
     if scope["type"] == "lifespan":
         await receive()
         async with register(drain=float(os.environ.get("DRAIN", "0.3"))):
+            await asyncio.sleep(0.5)
             await send({"type": "lifespan.startup.complete"})
             await receive()
         await send({"type": "lifespan.shutdown.complete"})

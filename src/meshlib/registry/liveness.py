@@ -1,8 +1,8 @@
 """Whether the application answers.
 
-Decides whom to ask: the event loop that entered the registration, which answers by running a function; the function
-that the user gave; and where there is no loop, the port. It never decides what follows from silence. Run on the control
-plane, and stands outside what it asks, so that an application that hangs cannot answer for itself.
+Decides whom to ask: the event loop that entered the registration, which answers by running a function, or where there
+is none, the port; and then the function that the user gave. It never decides what follows from silence. Run on the
+control plane, and stands outside what it asks, so that an application that hangs cannot answer for itself.
 """
 
 from __future__ import annotations
@@ -28,11 +28,8 @@ class Liveness:
 
     async def is_well(self) -> bool:
         """Ask, and wait for the answer, for as long as it takes."""
-        if self._loop is None and self._alive is None:
-            return await answers(self._entry)
-        if self._loop is not None and not await _turns(self._loop):
-            return False
-        return self._alive is None or await self._told(self._alive)
+        answered = await (answers(self._entry) if self._loop is None else _turns(self._loop))
+        return answered and (self._alive is None or await self._told(self._alive))
 
     async def _told(self, alive: Alive) -> bool:
         if not inspect.iscoroutinefunction(alive):
