@@ -135,21 +135,40 @@ class ConsulAgent:
         Raises:
             ConsulError: if no answer came, or one with a status other than 200, or one that is not JSON.
         """
+        headers, body, token = await self._ask("GET", path, params, None, timeout)
+        return Answer(_json(body), headers, had_token=bool(token))
+
+    async def put(self, path: Sequence[str], data: Any = None, *, timeout: float) -> None:
+        """Tell what is at a path.
+
+        Args:
+            path: its segments, as for `get`.
+            data: what is told, as JSON; None for nothing.
+            timeout: seconds for everything.
+
+        Raises:
+            ConsulError: if no answer came, or one with a status other than 200.
+        """
+        await self._ask("PUT", path, (), None if data is None else json.dumps(data).encode(), timeout)
+
+    async def _ask(
+        self, method: str, path: Sequence[str], params: Sequence[tuple[str, str]], content: bytes | None, timeout: float
+    ) -> tuple[Mapping[str, str], bytes, str]:
+        """The headers and the body of the answer, and the token that was sent."""
         token = self._token()
         way = "/".join(quote(segment, safe="") for segment in path)
         headers = {"accept-encoding": "identity", "connection": "close", "user-agent": "meshlib"}
         if token:
             headers["x-consul-token"] = token
         query = urlencode(params, quote_via=quote)
-        request = httpx.Request("GET", f"{self.scheme}://{self}/{way}?{query}", headers=headers)
+        request = httpx.Request(method, f"{self.scheme}://{self}/{way}?{query}", headers=headers, content=content)
         try:
             async with asyncio.timeout(timeout):
-                response_headers, body = await self._exchange(request)
+                return *await self._exchange(request), token
         except TimeoutError:
             raise ConsulError(f"no answer from {self} within {timeout:g} s") from None
         except (httpcore.NetworkError, httpcore.TimeoutException, httpcore.RemoteProtocolError, OSError) as error:
             raise ConsulError(f"no answer from {self} ({type(error).__name__}: {error})") from error
-        return Answer(_json(body), response_headers, had_token=bool(token))
 
     async def _exchange(self, request: httpx.Request) -> tuple[Mapping[str, str], bytes]:
         stream = await self._connect()

@@ -62,11 +62,21 @@ class Control:
     def ensure(self) -> bool:
         """Start the thread unless it runs; from any thread. Returns False if that cannot be any more."""
         with self._lock:
-            if self._is_closed or _is_exiting:
-                return False
-            if self._run is None:
-                self._run = _Run(self._begin)
-            return True
+            return self._running() is not None
+
+    def post(self, work: Callable[[], object], *, start: bool = True) -> bool:
+        """Have a function called on the loop; from any thread.
+
+        Args:
+            work: it.
+            start: whether the thread is started for that, unless it runs.
+
+        Returns:
+            False if it will not be called: the thread does not run, or cannot any more.
+        """
+        with self._lock:
+            run = self._running() if start else self._run
+            return run is not None and run.post(work)
 
     def close(self, patience: float = PATIENCE) -> None:
         """Stop the jobs and the thread, and wait for its end, at most `patience` seconds; from any thread."""
@@ -95,19 +105,19 @@ class Control:
         """Run a job on the loop, and run it again when it fails; only on the loop. Cancel the task to end it."""
         return asyncio.get_running_loop().create_task(self._supervised(name, job), name=f"meshlib: {name}")
 
-    def post(self, job: Callable[[], object]) -> None:
-        """Have something done on the loop soon, if the thread runs; from any thread."""
-        with self._lock:
-            run = self._run
-        if run is not None:
-            run.post(job)
-
     def forget(self) -> None:
         """After a fork, in the child: the thread is the parent's alone."""
         self._lock = threading.Lock()
         run, self._run = self._run, None
         if run is not None:
             run.forget()
+
+    def _running(self) -> _Run | None:
+        if self._is_closed or _is_exiting:
+            return None
+        if self._run is None:
+            self._run = _Run(self._begin)
+        return self._run
 
     def _begin(self) -> None:
         for start in self.starters:
@@ -143,17 +153,18 @@ class _Run:
         self._thread = threading.Thread(target=self._main, name="meshlib-control", daemon=True)
         self._thread.start()
 
+    def post(self, work: Callable[[], object]) -> bool:
+        """Have a function called on the loop; False if that has ended already."""
+        try:
+            self._loop.call_soon_threadsafe(work)
+        except RuntimeError:
+            return False
+        return True
+
     def stop(self) -> threading.Thread:
         """Have it end soon."""
         self.post(self._stopped.set)
         return self._thread
-
-    def post(self, job: Callable[[], object]) -> None:
-        """Have something done on the loop."""
-        try:
-            self._loop.call_soon_threadsafe(job)
-        except RuntimeError:
-            pass  # it has ended already
 
     def forget(self) -> None:
         """After a fork, in the child: close the sockets without a word to anybody."""
@@ -199,7 +210,12 @@ class _Aside(ThreadPoolExecutor):
             except BaseException as error:
                 future.set_exception(error)
 
-        threading.Thread(target=work, name="meshlib-aside", daemon=True).start()
+        try:
+            threading.Thread(target=work, name="meshlib-aside", daemon=True).start()
+        except RuntimeError:
+            if threading.main_thread().is_alive():
+                raise
+            work()  # Python starts no threads at its exit, and by then there is nothing left to hold up
         return future
 
 

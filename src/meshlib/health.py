@@ -90,7 +90,7 @@ class Checks:
         self._clusters.append(cluster)
         if cluster.pending is None:  # where endpoints are yet to be found, calls start the control plane already
             self._starts.append(Ready(cluster, self._control.ensure))
-        self._control.post(partial(self._begin, cluster))
+        self._control.post(partial(self._begin, cluster), start=False)
 
     def close(self) -> None:
         """Nobody checks any more, until a call finds that it can be started again."""

@@ -11,7 +11,7 @@ import random
 import threading
 import time
 import weakref
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast, overload
@@ -41,6 +41,8 @@ if TYPE_CHECKING:
     from meshlib.discovery.resolver import Resolver
     from meshlib.events import Event
     from meshlib.health import Checks
+    from meshlib.registry import Registration
+    from meshlib.registry.entry import Alive
     from meshlib.transport.ready import Ready
     from meshlib.transport.router import Router
     from meshlib.updates import Updates
@@ -134,6 +136,7 @@ class Mesh:
         self._updates: Updates | None = None
         self._checks: Checks | None = None
         self._shared: SharedClients | None = None
+        self._registrations: list[Registration] = []
         self._reload: Reload | None = None
         self._starts: list[Ready] = []
         self._attend(self._clusters.values())
@@ -382,6 +385,74 @@ class Mesh:
         cluster.unbar(place_of(place), self._clock())
         self._delivery.deliver(cluster)
 
+    def register(
+        self,
+        name: str,
+        *,
+        port: int,
+        host: str | None = None,
+        tags: Sequence[str] = (),
+        meta: Mapping[str, str] | None = None,
+        weight: int = 1,
+        check: Literal["ttl", "http", "tcp"] = "ttl",
+        at: str = "consul://127.0.0.1:8500",
+        ttl: float = 10.0,
+        alive: Alive | None = None,
+        check_path: str = "/healthz",
+        check_interval: float = 10.0,
+        deregister_after: float = 60.0,
+        drain: float = 0.3,
+    ) -> Registration:
+        """Have others find the running process, for as long as the registration is entered.
+
+        Entered by `with` or `async with`, which returns at once. The process is registered as soon as its own port
+        answers, and deregistered before the program hears of SIGTERM or SIGINT. Whatever the registry does, it goes on.
+
+        Args:
+            name: of the service.
+            port: at which the application listens.
+            host: at which others reach it. Default the address of the registry's agent.
+            tags: of this instance.
+            meta: texts by names; `zone` is what other meshes go by.
+            weight: its share of the calls, a whole number. Default 1.
+            check: how Consul knows that it is well: by our heartbeats ("ttl"), or by asking for `check_path` ("http")
+                or connecting ("tcp") itself.
+            at: the agent, as `consul://host:port?token_file=` or `consul+https://host:port?ca_file=`.
+            ttl: seconds without a heartbeat after which it is critical. They come three times as often, while the event
+                loop that entered the registration answers; without one, while the port does.
+            alive: a function, sync or async, that is true while the application is well; asked before each heartbeat,
+                beside the loop. Default None.
+            check_path, check_interval: for Consul's own checks; seconds.
+            deregister_after: seconds after which Consul forgets it if it stays critical; at least 60.
+            drain: seconds for others to hear that it is going, before the program hears of the signal.
+
+        Raises:
+            ConfigError: with every fault, as `register.<argument>`.
+        """
+        from meshlib.registry import Entry, Registration
+
+        entry = Entry(
+            name,
+            port=port,
+            host=host,
+            tags=tags,
+            meta={} if meta is None else meta,
+            weight=weight,
+            check=check,
+            at=at,
+            ttl=ttl,
+            alive=alive,
+            check_path=check_path,
+            check_interval=check_interval,
+            deregister_after=deregister_after,
+            drain=drain,
+        )
+        registration = Registration(
+            entry, self._controlled(), clock=time.monotonic, rng=random.SystemRandom(), owner=self
+        )
+        self._registrations.append(registration)
+        return registration
+
     def wait_ready(self, timeout: float) -> None:
         """Start finding endpoints now, and block until every service has a first answer.
 
@@ -414,8 +485,16 @@ class Mesh:
         again, at the next use. Callbacks have a second to hear what has happened, and go on hearing of calls that are
         still made.
         """
+        for registration in self._leaving():
+            registration.close()
         self._stop()
         self._delivery.wait()
+
+    def _leaving(self) -> list[Registration]:
+        """Have all registrations end, at the same time."""
+        for registration in self._registrations:
+            registration.ask_to_leave()
+        return self._registrations
 
     def _stop(self) -> None:
         if self._control is not None:
@@ -433,6 +512,8 @@ class Mesh:
     async def aclose(self) -> None:
         """See `close`."""
         try:
+            for registration in self._leaving():
+                await registration.aclose()
             if self._shared is not None:
                 await self._shared.aclose()
             if self._control is not None:

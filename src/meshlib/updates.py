@@ -63,7 +63,7 @@ class Updates:
         if followed is None:
             followed = Followed(cluster, Ready(cluster, self._control.ensure))
             self._followed[cluster.service.name] = followed
-        self._control.post(partial(self._begin, followed))
+        self._control.post(partial(self._begin, followed), start=False)
 
     def leave(self, cluster: Cluster) -> None:
         """Its settings hold its endpoints now: nobody is asked any more."""
@@ -71,13 +71,13 @@ class Updates:
         if followed is not None:
             _without_trouble(cluster, self._clock())
             followed.ready.open()
-            self._control.post(partial(self._end, followed))
+            self._control.post(partial(self._end, followed), start=False)
 
     def drain(self, cluster: Cluster, gone: Iterable[Place]) -> None:
         """Drain the connections to places that settings have taken away; from any thread."""
         for place in gone:
             if self._control.ensure():
-                self._control.post(partial(self._drain, cluster, place))
+                self._control.post(partial(self._drain, cluster, place), start=False)
             else:  # nobody is there to cut what stays in use
                 self._clients.drain(cluster.service.name, place)
 

@@ -11,6 +11,7 @@ import http.client
 import json
 import os
 import shutil
+import signal
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -91,6 +92,11 @@ class Agent:
         """End it as a crash does."""
         if self._process is not None:
             self._process.kill()
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send it a signal, such as SIGSTOP, after which it hangs, and SIGCONT."""
+        assert self._process is not None
+        self._process.signal(number)
 
     def close(self) -> None:
         """End it, and give its ports back."""

@@ -97,6 +97,10 @@ class Process:
                 raise RuntimeError(f"{self._popen.args[6]} did not get ready: {end}")  # type: ignore[index]
             time.sleep(0.02)
 
+    def signal(self, number: signal.Signals) -> None:
+        """Send it a signal, such as SIGSTOP, after which it hangs, and SIGCONT."""
+        self._popen.send_signal(number)
+
     def kill(self) -> None:
         """End it at once, and wait until it is gone."""
         self._end(signal.SIGKILL)

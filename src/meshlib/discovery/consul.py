@@ -20,8 +20,8 @@ from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 from meshlib.consul import Answer, ConsulAgent, ConsulError
+from meshlib.consul_url import read, refused
 from meshlib.discovery.consul_entries import Found, Unusable, found_in
-from meshlib.discovery.consul_url import read, refused
 from meshlib.discovery.resolver import Resolution
 from meshlib.validation import ConfigError, check, instance, number, ruled
 

@@ -1,21 +1,24 @@
 """How a `consul://` URL is written.
 
-Decides which parts and parameters there are and what each may hold. It reads them into the settings of a resolver and
-never asks Consul. What could be a secret is never repeated in a complaint.
+Decides which parts and parameters there are and what each may hold. It reads them into the settings of a resolver, or
+of an agent alone, and never asks Consul. What could be a secret is never repeated in a complaint.
 """
 
 from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Sequence
 from typing import Any
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 from meshlib.validation import ConfigError, Fault
 
 EXAMPLE = "'consul://127.0.0.1:8500/orders?tag=v2'"
+AGENT_EXAMPLE = "'consul://127.0.0.1:8500'"
 
 PARAMETERS = ("tag", "dc", "near", "stale", "warning", "wait", "ca_file", "token_file")
+OF_AN_AGENT = ("ca_file", "token_file")
 NOT_OF_A_QUERY = ("tag", "wait")
 """A prepared query has its own tags, and cannot be waited for."""
 
@@ -42,13 +45,8 @@ def read(url: str) -> tuple[dict[str, Any], dict[str, Any]]:
     parts = _split(url)
     faults: list[str] = []
     name, is_query = _name(parts.path, faults)
-    given = _parameters(parts.query, faults)
-    agent = {"scheme": _SCHEMES[parts.scheme], "host": parts.hostname or "", "port": _port(parts, faults)}
-    if not agent["host"]:
-        faults.append("must name the host of a Consul agent")
-    agent |= {each: _single(given, each, faults) for each in ("ca_file", "token_file") if each in given}
-    if "ca_file" in given and parts.scheme != "consul+https":
-        faults.append("must be of the scheme consul+https where ca_file is given")
+    given = _parameters(parts.query, PARAMETERS, faults)
+    agent = _agent(parts, given, faults)
     faults += [f"must not give {each!r} for a prepared query" for each in NOT_OF_A_QUERY if is_query and each in given]
     resolver: dict[str, Any] = {"name": name, "is_query": is_query, "tags": tuple(given.get("tag", ()))}
     for each in ("dc", "near", "stale", "warning", "wait"):
@@ -59,10 +57,37 @@ def read(url: str) -> tuple[dict[str, Any], dict[str, Any]]:
     return agent, resolver
 
 
-def refused(complaints: list[str]) -> ConfigError:
+def read_agent(url: str) -> dict[str, Any]:
+    """The settings of the agent in a URL that names no service, for who does not ask but tells.
+
+    Raises:
+        ConfigError: naming every part that is wrong.
+    """
+    try:
+        parts = _split(url)
+    except ConfigError as error:
+        complaints = [fault.message.removesuffix(f"; for example {EXAMPLE}") for fault in error.faults]
+        raise refused(complaints, "at", AGENT_EXAMPLE) from None
+    faults = [] if parts.path in ("", "/") else ["must have nothing between the address and a '?'"]
+    agent = _agent(parts, _parameters(parts.query, OF_AN_AGENT, faults), faults)
+    if faults:
+        raise refused(faults, "at", AGENT_EXAMPLE)
+    return agent
+
+
+def refused(complaints: list[str], path: str = "resolver", example: str = EXAMPLE) -> ConfigError:
     """The complaints about a URL, with an example after the last."""
-    complaints = [*complaints[:-1], f"{complaints[-1]}; for example {EXAMPLE}"]
-    return ConfigError(Fault("resolver", complaint) for complaint in complaints)
+    complaints = [*complaints[:-1], f"{complaints[-1]}; for example {example}"]
+    return ConfigError(Fault(path, complaint) for complaint in complaints)
+
+
+def _agent(parts: SplitResult, given: dict[str, list[str]], faults: list[str]) -> dict[str, Any]:
+    agent = {"scheme": _SCHEMES[parts.scheme], "host": parts.hostname or "", "port": _port(parts, faults)}
+    if not agent["host"]:
+        faults.append("must name the host of a Consul agent")
+    if "ca_file" in given and parts.scheme != "consul+https":
+        faults.append("must be of the scheme consul+https where ca_file is given")
+    return agent | {each: _single(given, each, faults) for each in OF_AN_AGENT if each in given}
 
 
 def _split(url: str) -> SplitResult:
@@ -100,7 +125,7 @@ def _name(path: str, faults: list[str]) -> tuple[str, bool]:
     return unquote(segments[-1], errors="surrogateescape"), is_query
 
 
-def _parameters(query: str, faults: list[str]) -> dict[str, list[str]]:
+def _parameters(query: str, known: Sequence[str], faults: list[str]) -> dict[str, list[str]]:
     given: dict[str, list[str]] = {}
     try:
         pairs = parse_qsl(query, keep_blank_values=True, errors="strict", max_num_fields=100)
@@ -108,20 +133,20 @@ def _parameters(query: str, faults: list[str]) -> dict[str, list[str]]:
         faults.append("must have a query of at most 100 parameters in UTF-8")
         return {}
     for name, value in pairs:
-        if name in PARAMETERS:
+        if name in known:
             given.setdefault(name, []).append(value)
         elif name.lower() in _SECRETS:
             faults.append(TOKEN_HINT)
         else:
-            faults.append(_unknown(name))
+            faults.append(_unknown(name, known))
     return given
 
 
-def _unknown(name: str) -> str:
+def _unknown(name: str, known: Sequence[str]) -> str:
     shown = f", got {name!r}" if _WORD.match(name) else ""  # anything else might be a secret that lost its name
-    near = difflib.get_close_matches(name.lower(), PARAMETERS, n=1) if shown else []
+    near = difflib.get_close_matches(name.lower(), known, n=1) if shown else []
     meant = f"; did you mean {near[0]!r}?" if near else ""
-    return f"must have no parameters but {', '.join(PARAMETERS)}{shown}{meant}"
+    return f"must have no parameters but {', '.join(known)}{shown}{meant}"
 
 
 def _single(given: dict[str, list[str]], name: str, faults: list[str]) -> str:
