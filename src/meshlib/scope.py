@@ -50,6 +50,10 @@ class Scope:
         self.options = {**outer.options, **options} if outer else dict(options)
         self.deadline = min(deadline, outer.deadline) if outer else deadline
 
+    def lift(self) -> None:
+        """Take back this block's own deadline: it holds for no call, and no block, that begins from now on."""
+        self.deadline = self.outer.deadline if self.outer else math.inf
+
 
 NOTHING = Scope(None, {}, math.inf)
 
