@@ -1,13 +1,16 @@
 """The clients that the requests of one process share.
 
 Decides that there is one of each colour for a mesh's service, made when it is first asked for, and made anew when
-somebody has closed it. It never decides when they are closed for good: the framework's lifecycle does.
+somebody has closed it; and that it keeps no cookies, which would go from one user's request to the next one's. It never
+decides when they are closed: the framework's lifecycle does, or the end of the process.
 """
 
 from __future__ import annotations
 
+import atexit
+from http.cookiejar import DefaultCookiePolicy
 from threading import Lock
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from meshlib.fork import inherited
 
@@ -15,6 +18,8 @@ if TYPE_CHECKING:
     import httpx
 
     from meshlib.mesh import Mesh
+
+    Client = TypeVar("Client", httpx.Client, httpx.AsyncClient)
 
 
 class SharedClients:
@@ -36,7 +41,7 @@ class SharedClients:
         with self._lock:
             client = self._sync.get(service)
             if client is None or client.is_closed:
-                client = self._sync[service] = self._mesh.client(service)
+                client = self._sync[service] = _without_cookies(self._mesh.client(service))
             return client
 
     def asynchronous(self, service: str) -> httpx.AsyncClient:
@@ -44,7 +49,7 @@ class SharedClients:
         with self._lock:
             client = self._async.get(service)
             if client is None or client.is_closed:
-                client = self._async[service] = self._mesh.async_client(service)
+                client = self._async[service] = _without_cookies(self._mesh.async_client(service))
             return client
 
     def close(self) -> None:
@@ -64,9 +69,20 @@ class SharedClients:
         self._lock = Lock()
 
 
+def _without_cookies(client: Client) -> Client:
+    client.cookies.jar.set_policy(DefaultCookiePolicy(allowed_domains=[]))
+    return client
+
+
 _shared: dict[Mesh, SharedClients] = {}
 
 
 def shared_by(mesh: Mesh) -> SharedClients:
     """The clients that all who have this mesh share, until they are closed."""
     return _shared.get(mesh) or _shared.setdefault(mesh, SharedClients(mesh))
+
+
+@atexit.register
+def _exit() -> None:
+    for clients in list(_shared.values()):
+        clients.close()

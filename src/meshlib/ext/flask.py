@@ -171,16 +171,24 @@ def _commands(mesh: Mesh) -> AppGroup:
     def status(timeout: float) -> None:
         """Show the endpoints that a new process would find. What running ones learned is on their status page."""
         with mesh:
-            try:
-                mesh.wait_ready(timeout)
-            except ResolveError as error:
-                click.echo(f"{type(error).__name__}: {error}", err=True)
+            missing = _missing(mesh, timeout)
             rows = [HEADINGS, *(row for each in mesh.snapshot().values() for row in _rows(each))]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         for row in rows:
             click.echo("  ".join(word.ljust(width) for word, width in zip(row, widths, strict=True)).rstrip())
+        if missing:
+            raise click.ClickException(missing)
 
     return group
+
+
+def _missing(mesh: Mesh, timeout: float) -> str | None:
+    """Why a service has no endpoints yet."""
+    try:
+        mesh.wait_ready(timeout)
+    except ResolveError as error:
+        return str(error)
+    return None
 
 
 def _rows(service: ServiceSnapshot) -> list[tuple[str, ...]]:
