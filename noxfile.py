@@ -31,9 +31,10 @@ def install(session: nox.Session, project: str, *groups: str) -> None:
 @nox.session(python=PYTHONS)
 def tests(session: nox.Session) -> None:
     """Run pytest in three processes; arguments after `--` go to it."""
-    install(session, ".[cli]", "test")
     # What a real component answers, or a seeded simulation shows, is the same on every Python: nox's own shows it.
-    marked = [] if session.python == OWN_PYTHON else ["-m", "not component and not once"]
+    is_own = session.python == OWN_PYTHON
+    install(session, ".[cli]", "test", *(["recipes"] if is_own else []))
+    marked = [] if is_own else ["-m", "not component and not once"]
     # Most tests wait, for a server or a clock, so there may be more of them than cores.
     session.run("pytest", "--numprocesses=3", *marked, *session.posargs)
 

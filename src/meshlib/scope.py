@@ -59,6 +59,10 @@ class Scope:
         """What holds for the calls to a service."""
         return self.bound.get(service, self.options)
 
+    def lift(self) -> None:
+        """Take back this block's own deadline: it holds for no call, and no block, that begins from now on."""
+        self.deadline = self.outer.deadline if self.outer else math.inf
+
 
 NOTHING = Scope(None, {}, math.inf)
 

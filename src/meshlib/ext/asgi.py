@@ -1,25 +1,95 @@
-"""The status page as an ASGI app, for FastAPI, Starlette, or a server of its own.
+"""A mesh in ASGI: the status page as an app, and the middleware that hands on what a request says of its caller.
 
-Decides nothing: it translates between ASGI and `meshlib.ext.status`.
+For FastAPI, Starlette, Litestar, Django, or a server of its own. Decides nothing: it translates between ASGI and
+`meshlib.ext.status` and `meshlib.ext.inbound`.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import TYPE_CHECKING, Any
 
+from meshlib.ext.inbound import NAMES, TOO_LATE, Inbound, Serving, checked_max_deadline
 from meshlib.ext.status import Answer, Auth, Status, StatusRequest
 
 if TYPE_CHECKING:
     from meshlib.mesh import Mesh
 
-__all__ = ["StatusRequest", "status_app"]
+__all__ = ["MeshMiddleware", "StatusRequest", "status_app"]
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Message, Receive, Send], Awaitable[None]]
+
+MESH = "meshlib.mesh"
+"""Where a scope has the mesh of its middleware."""
+
+_NAMES = {name.encode(): name for name in NAMES}
+
+
+class MeshMiddleware:
+    """Hands on to the calls that a request makes how long its caller waits, and which attempt of a call it is.
+
+    The deadline is the earliest that `x-meshlib-deadline-ms`, `grpc-timeout` and `x-envoy-expected-rq-timeout-ms` tell;
+    a request that comes after it is answered with 504, and the app is not called. A value that cannot be read counts as
+    none. The deadline holds until the last byte of the answer is sent. WebSockets pass untouched.
+
+    Args:
+        app: what it is put around.
+        mesh: where `meshlib.ext.fastapi.client` finds its mesh, in mounted apps too. Default none.
+        max_deadline: seconds that a request has at most, whatever its headers say. Default None: they alone decide.
+
+    Raises:
+        ConfigError: if `max_deadline` is not a finite number above 0.
+    """
+
+    def __init__(self, app: App, mesh: Mesh | None = None, *, max_deadline: float | None = None) -> None:
+        self.app = app
+        self._mesh = mesh
+        self._max_deadline = checked_max_deadline(max_deadline)
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        """Serve one connection, as ASGI has it."""
+        if self._mesh is not None:
+            scope[MESH] = self._mesh
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        inbound = Inbound.of(_told(scope["headers"]), self._max_deadline)
+        if inbound.is_late:
+            return await _refuse(scope, send)
+        if inbound.is_plain:
+            return await self.app(scope, receive, send)
+        with Serving(inbound) as serving:
+            await self.app(scope, receive, _until_answered(serving, send))
+        return None
+
+
+def _told(headers: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for raw_name, raw_value in headers:
+        if (name := _NAMES.get(raw_name.lower())) is not None:
+            value = raw_value.decode("latin-1")
+            found[name] = f"{found[name]},{value}" if name in found else value
+    return found
+
+
+def _until_answered(serving: Serving, send: Send) -> Send:
+    async def sending(message: Message) -> None:
+        await send(message)
+        kind = message["type"]
+        if kind in ("http.response.body", "http.response.pathsend") and not message.get("more_body"):
+            serving.answered()
+
+    return sending
+
+
+async def _refuse(scope: Message, send: Send) -> None:
+    length = str(len(TOO_LATE)).encode()
+    headers = [(b"content-type", b"application/json"), (b"content-length", length)]
+    await send({"type": "http.response.start", "status": 504, "headers": headers})
+    await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else TOO_LATE})
 
 
 def status_app(mesh: Mesh, *, auth: Auth | None = None) -> App:
