@@ -15,7 +15,7 @@ from typing import Any
 
 import httpx
 import pytest
-from workers import Workers
+from scraped import Workers
 
 from components.absence import demanded
 from components.prometheus import Prometheus, program, promtool
