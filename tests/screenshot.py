@@ -50,7 +50,7 @@ def main(path: Path, *flags: str) -> None:
         for service, pause in (("orders", 0.004), ("users", 0.02)):
             for _ in range(3):
                 threading.Thread(target=call, args=(mesh, service, pause), daemon=True).start()
-        size = ["--window-size=1360,470", f"--screenshot={path.resolve()}"]
+        size = ["--window-size=1360,530", f"--screenshot={path.resolve()}"]
         with served(status_app(mesh, auth=auth)) as url:
             chromium.load(url, *size, *flags, seconds=LOOKS)
 

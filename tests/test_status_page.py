@@ -36,7 +36,7 @@ class Warned:
     source = "test:warned"
 
     async def resolve(self, service: str, previous: Resolution | None) -> Resolution:
-        return Resolution([Endpoint("10.0.0.9", 80)], 60.0, None, warnings=(HOSTILE,))
+        return Resolution([Endpoint("10.0.0.9", 80, zone="b", priority=1)], 60.0, None, warnings=(HOSTILE,))
 
 
 @dataclass
@@ -57,7 +57,7 @@ class Rendered(html.parser.HTMLParser):
         self._mark = given.get("id") or given.get("class") or tag
         if tag == "tr":
             self.rows.append({"hidden": ""} if "hidden" in given else {})
-        if tag != "span":
+        if tag != "span":  # what a cell says beside its word is in a <small>
             self._column = given.get("data-column") or "" if tag == "td" else ""
 
     def handle_data(self, data: str) -> None:
@@ -140,6 +140,11 @@ def test_a_dead_endpoint_is_seen_with_its_reason(fleet: list[Upstream]) -> None:
     dead = rows[addresses[1]]
     assert (dead["state"], dead["eligible"]) == ("open", "no")
     assert dead["why"] == "ejected after 5 failures in a row"
+    assert any(
+        text.endswith(f"connecting to {addresses[1]} failed: Connection refused") for text in page.texts["small"]
+    )
+    assert "zone b; priority 1" in page.texts["small"]
+    assert {"LeastRequest", "PeakEwma"} <= set(page.texts["dd"])
     assert int(dead["failures"]) >= 5
     for address in (addresses[0], addresses[2]):
         assert (rows[address]["state"], rows[address]["eligible"], rows[address]["failures"]) == ("closed", "yes", "0")

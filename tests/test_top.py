@@ -45,13 +45,19 @@ NODE: dict[str, Any] = {
     "rate": 0.25,
     "p50": 0.0123,
     "p99": None,
+    "last_error": "status 503",
 }
 SERVICE: dict[str, Any] = {
     "name": "orders",
     "nodes": [NODE],
     "in_flight": 1,
     "panic": True,
+    "panics": 3,
     "budget_tokens": 499.5,
+    "budget_capacity": 500,
+    "throttle_share": 0.25,
+    "limit": 10,
+    "balancer": f"Own{ESCAPE}",
     "source": f"consul:{ESCAPE}",
     "age": None,
     "warnings": [f"odd{ESCAPE}"],
@@ -80,15 +86,16 @@ def test_once_prints_a_table_and_ends(fleet: list[Upstream], capsys: pytest.Capt
     told, complaints = capsys.readouterr()
     lines = told.splitlines()
     assert re.fullmatch(
-        r"orders: 2 of 3 eligible, [\d.]+ attempts per s, 0 in flight, \d+ budget tokens, from static, "
-        r"confirmed \d+ s ago",
+        r"orders: 2 of 3 eligible, [\d.]+ attempts per s, 0 in flight, \d+ of 500 budget tokens, "
+        r"by LeastRequest, from static, confirmed \d+ s ago",
         lines[0],
     )
     assert re.split(r"  +", lines[1]) == list(overview.HEADINGS)
     rows = {words[0]: words for words in (re.split(r"  +", line) for line in lines[2:5])}
     assert rows.keys() == {upstream.address for upstream in fleet}
     dead = rows[fleet[1].address]
-    assert (dead[1], dead[2], dead[-1]) == ("open", "no", "ejected after 5 failures in a row")
+    assert (dead[1], dead[2]) == ("open", "no")
+    assert dead[-1].startswith("ejected after 5 failures in a row (last ConnectError: connecting to ")
     assert lines.count(lines[1]) == 2
     assert complaints == ""
 
@@ -106,10 +113,13 @@ def test_what_is_told_is_words_and_moves_no_cursor() -> None:
         "-",
         "5,678",
         "9",
-        "a probe is under way",
+        "a probe is under way (last status 503)",
     )
     assert service.warnings == ("odd\\x1b[2J",)
-    assert service.figures.endswith("budget tokens, from consul:\\x1b[2J, no answer yet")
+    assert service.figures == (
+        "0 of 1 eligible, 0.2 attempts per s, 1 of 10 in flight, 500 of 500 budget tokens, 25% refused here, 3 panics, "
+        "by Own\\x1b[2J, from consul:\\x1b[2J, no answer yet"
+    )
 
 
 def test_where_there_is_no_room_trouble_comes_first() -> None:

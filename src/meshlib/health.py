@@ -173,7 +173,7 @@ class Rounds:
             delay = began - clock() + settings.interval * (1 - JITTER + 2 * JITTER * self._rng.random())
 
     def _take(self, node: Node, settings: HealthCheck, standing: Standing, finding: Finding) -> None:
-        self._cluster.checked(finding.passed)
+        self._cluster.checked(node.endpoint.place, finding.passed, finding.reason)
         if standing.hear(finding.passed):
             self._cluster.heard(node.endpoint.place, finding.passed, self._clock(), finding.reason, by=settings)
             self._cluster.journal.deliver(self._cluster)

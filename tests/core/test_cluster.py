@@ -224,6 +224,18 @@ def test_a_snapshot_is_frozen_and_json_able() -> None:
     assert read["nodes"][0] == shown.nodes[0].to_dict()
 
 
+def test_a_snapshot_tells_the_last_failure_and_the_last_check() -> None:
+    stage = Stage(1)
+    [node] = stage.cluster.snapshot(stage.clock()).nodes
+    assert (node.last_error, node.last_error_age, node.check) == ("", None, "")
+    stage.play([UNAVAILABLE, OK])
+    stage.clock.advance(1.5)
+    stage.cluster.checked(stage.cluster.view.nodes[0].endpoint.place, False, "status 500")
+    [node] = stage.cluster.snapshot(stage.clock()).nodes
+    assert (node.last_error, node.check) == ("status 503", "failed: status 500")
+    assert node.last_error_age == pytest.approx(1.5, abs=0.1)
+
+
 def test_a_snapshot_keeps_no_reference_to_live_state() -> None:
     stage = Stage(1)
     shown = stage.cluster.snapshot(stage.clock())

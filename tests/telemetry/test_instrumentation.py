@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,6 +14,7 @@ from opentelemetry.trace import format_span_id
 from seen import Seen
 
 from conftest import Colour
+from meshlib import HealthCheck, Mesh, Service
 from meshlib.testing import Upstream, upstreams
 
 
@@ -59,3 +62,20 @@ def test_the_instrumentation_works_where_there_is_no_mesh(upstream: Upstream, se
     with httpx.Client(trust_env=False) as client:
         client.get(f"http://{upstream.address}/")
     assert [span.name for span in seen.spans] == ["GET"]
+
+
+def test_T2_what_we_ask_ourselves_makes_no_spans(upstream: Upstream, seen: Seen, no_leaks: None) -> None:
+    """A query to Consul waits for minutes, and comes again and again; a check comes every second."""
+    told = {"X-Consul-Index": "1", "X-Consul-KnownLeader": "true", "X-Consul-LastContact": "0"}
+    entry = {"Node": {"Address": "127.0.0.1"}, "Service": {"ID": "x", "Port": upstream.port}, "Checks": []}
+    upstream.script({"body": json.dumps([entry]), "headers": told}, {}, then={"fault": "hang"})
+    orders = Service("orders", f"consul://{upstream.address}/orders", health=HealthCheck("/healthz", timeout=0.2))
+    with Mesh(orders, **seen.told_to()) as mesh:
+        mesh.wait_ready(20.0)
+        until = time.monotonic() + 20
+        while not any(request.target == "/healthz" for request in upstream.log()):
+            assert time.monotonic() < until
+            time.sleep(0.02)
+    assert len(upstream.log()) > 1
+    assert seen.spans == []
+    assert seen.points("http.client.request.duration") == []

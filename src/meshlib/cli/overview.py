@@ -54,7 +54,7 @@ class Line:
             _milliseconds(node["p99"]),
             f"{node['attempts']:,d}",
             f"{node['failures']:,d}",
-            node["why"],
+            _reason(node),
         )
         return cls(tuple(map(plain, words)), bool(node["eligible"]), node["state"] == "closed")
 
@@ -77,8 +77,11 @@ class ServiceLines:
         figures = (
             f"{sum(line.is_eligible for line in lines):,} of {len(lines):,} eligible",
             f"{_few(sum(node['rate'] for node in service['nodes']))} attempts per s",
-            f"{service['in_flight']:,d} in flight",
-            f"{service['budget_tokens']:.0f} budget tokens",
+            f"{service['in_flight']:,d}{_of(service['limit'])} in flight",
+            f"{service['budget_tokens']:.0f} of {service['budget_capacity']:,.0f} budget tokens",
+            *([f"{service['throttle_share']:.0%} refused here"] if service["throttle_share"] else []),
+            *([f"{service['panics']:,d} panics"] if service["panics"] else []),
+            f"by {plain(service['balancer'])}",
             f"from {plain(service['source']) or '-'}",
             "no answer yet" if age is None else f"confirmed {age:.0f} s ago",
         )
@@ -199,6 +202,16 @@ def _columns(widths: Sequence[int], width: int) -> list[int]:
             break
         shown.remove(HEADINGS.index(name))
     return shown
+
+
+def _reason(node: Mapping[str, Any]) -> str:
+    """Why it is eligible or not; of one that is not, what its last failure was."""
+    last = "" if node["eligible"] and node["state"] == "closed" else node["last_error"]
+    return f"{node['why']} (last {last})" if last else node["why"]
+
+
+def _of(limit: int | None) -> str:
+    return "" if limit is None else f" of {limit:,d}"
 
 
 def _few(number: float) -> str:

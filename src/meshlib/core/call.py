@@ -286,6 +286,7 @@ class Call:
                 attempt.outcome, attempt.error = Outcome.failed, died
                 cluster.tally.bodies_died += 1
                 attempt.node.failures += 1
+                attempt.node.blame(died, now)
                 cluster.record(attempt.node, attempt.permit, False, now)
 
     @property
@@ -450,6 +451,8 @@ class Call:
             outcome = outcome_of_end(end, sent=sent, lasted=attempt.seconds, usual=node.usual or None)
         verdict = verdict_of(outcome, attempt.status, end) if now <= attempt.deadline + STALLED else None
         node.settle(attempt.number, now, verdict)
+        if verdict is False:
+            node.blame(attempt.error or f"status {attempt.status}", now)
         if end is End.deadline:
             self.cluster.cut_short += self._kind == "first"
         if verdict is None and end in (End.deadline, End.caller):

@@ -294,10 +294,12 @@ class Cluster:
                 self.journal.note(DiscoveryRecovered, now)
             self._is_stale = bool(why)
 
-    def checked(self, passed: bool) -> None:
-        """A check was made; see `heard` for what they add up to."""
+    def checked(self, place: Place, passed: bool, finding: str) -> None:
+        """A check was made, and this is what it found; see `heard` for what they add up to."""
         with self.lock:
             self.tally.checks[passed] += 1
+            if (node := self._nodes.get(place)) is not None:
+                node.finding = f"{'passed' if passed else 'failed'}: {finding}"
 
     def asked(self, answers: int, errors: int, holds_until: float) -> None:
         """Resolvers have answered so often and failed so often since the last time."""
@@ -584,7 +586,12 @@ class Cluster:
                 nodes=tuple(nodes),
                 in_flight=self.in_flight,
                 panic=view.panic,
+                panics=self.panics,
                 budget_tokens=self.bucket.tokens,
+                budget_capacity=self.bucket.capacity,
+                throttle_share=self.shedder.share(now),
+                limit=None if self.service.limit is None else self.service.limit.max_in_flight,
+                balancer=self.view.balancer,
                 source=self.source,
                 age=now - self.known_at if self.is_known else None,
                 warnings=(*self.warnings, *(doubt.text for doubt in self.doubts(now))),

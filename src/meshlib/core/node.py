@@ -48,6 +48,9 @@ class Node:
         breaker: the state machine.
         health: what its checks say; None before the first one, and without any.
         awaits_check: whether it is to be called only after a first check, as long as there are others.
+        finding: what its last check has found, in a few words; empty before the first one, and without any.
+        last_error: what its last failure was, in words; empty if there was none.
+        failed_at: when that was.
         is_barred: whether it was taken out by hand.
         inherited: attempts made before the last fork, which are not ours to count.
     """
@@ -64,11 +67,14 @@ class Node:
         "effective_weight",
         "endpoint",
         "ewma",
+        "failed_at",
         "failures",
+        "finding",
         "health",
         "in_flight",
         "inherited",
         "is_barred",
+        "last_error",
         "latencies",
         "observed_at",
         "usual",
@@ -79,6 +85,8 @@ class Node:
         self.effective_weight = float(endpoint.weight)
         self.breaker = NodeBreaker(breaker)
         self.health: bool | None = None
+        self.finding = self.last_error = ""
+        self.failed_at = -inf
         self.awaits_check = self.is_barred = False
         self.inherited = 0
         self.in_flight = 0
@@ -150,6 +158,10 @@ class Node:
             if seconds < self._penalty:
                 seconds = self._penalty
         self.ewma = seconds if seconds > self.ewma else seconds + (self.ewma - seconds) * keep
+
+    def blame(self, error: str, now: float) -> None:
+        """An attempt has failed, and this is how."""
+        self.last_error, self.failed_at = error, now
 
     def give_up(self, seconds: float, now: float) -> None:
         """An attempt was given up after `seconds`: its latency would have been that or more."""

@@ -33,6 +33,11 @@ class NodeSnapshot:
         weight: what the balancer works with.
         rate: attempts per second, of some ten seconds: it rises from 0, and is too low in the first 30.
         p50, p99: quantiles of the last 256 latencies in seconds, those of failures too; None until there is one.
+        priority, zone: those of the endpoint.
+        check: what its last health check has found, such as `failed: status 500`; empty before the first one.
+        last_error: what its last failure was, such as `ReadTimeout: the read timed out` or `status 503`; empty if there
+            was none.
+        last_error_age: seconds since then; None if there was none.
     """
 
     endpoint: str
@@ -47,6 +52,11 @@ class NodeSnapshot:
     rate: float
     p50: float | None
     p99: float | None
+    priority: int
+    zone: str
+    check: str
+    last_error: str
+    last_error_age: float | None
 
     @classmethod
     def of(cls, node: Node, is_offered: bool, panics: bool, now: float) -> NodeSnapshot:
@@ -72,6 +82,11 @@ class NodeSnapshot:
             rate=node.rate(now),
             p50=quantile(latencies, 0.50),
             p99=quantile(latencies, 0.99),
+            priority=node.endpoint.priority,
+            zone=node.endpoint.zone,
+            check=node.finding,
+            last_error=node.last_error,
+            last_error_age=now - node.failed_at if node.last_error else None,
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -88,7 +103,12 @@ class ServiceSnapshot:
         nodes: all of its nodes.
         in_flight: attempts whose response has not ended.
         panic: whether breakers are ignored because too few nodes are healthy.
+        panics: how often that has begun.
         budget_tokens: what is left of the retry budget.
+        budget_capacity: what it holds at most.
+        throttle_share: the share of the calls that the throttle refuses at present, or would.
+        limit: how many attempts may be in flight at once; None for no limit.
+        balancer: its name.
         source: where the endpoints come from.
         age: seconds since the resolver last confirmed them; of several resolvers or names, the longest; None before the
             first answer.
@@ -99,7 +119,12 @@ class ServiceSnapshot:
     nodes: tuple[NodeSnapshot, ...]
     in_flight: int
     panic: bool
+    panics: int
     budget_tokens: float
+    budget_capacity: float
+    throttle_share: float
+    limit: int | None
+    balancer: str
     source: str
     age: float | None
     warnings: tuple[str, ...]

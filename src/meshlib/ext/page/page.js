@@ -3,6 +3,7 @@
 (() => {
   const EVERY = 1000; // milliseconds from an answer to the next question
   const PATIENCE = 10000; // milliseconds for an answer
+  const RECENT = 600; // seconds for which an error of what is well again is in sight, and not only in the title
   const KEPT = 60; // answers that the small pictures reach back to
   const WIDE = 120, HIGH = 24;
 
@@ -41,6 +42,10 @@
     if (seconds < 10) return `${few(seconds)} s`;
     if (seconds < 120) return `${seconds.toFixed(0)} s`;
     return seconds < 7200 ? `${(seconds / 60).toFixed(0)} min` : `${(seconds / 3600).toFixed(0)} h`;
+  }
+
+  function share(part) {
+    return `${count(100 * part)} %`;
   }
 
   function plural(number, word) {
@@ -91,6 +96,14 @@
         this.cells[key] = cell;
       }
       this.cells.state = element("span", undefined, this.cells.state);
+      this.reason = this.cells.why;
+      this.where = element("small");
+      this.detail = element("small");
+      for (const [key, more] of [["endpoint", this.where], ["why", this.detail]]) {
+        const cell = this.cells[key];
+        this.cells[key] = element("span", undefined, cell);
+        cell.append(more);
+      }
       this.picture = shape("svg", "", this.cells.latency);
       this.picture.setAttribute("viewBox", `0 0 ${WIDE} ${HIGH}`);
       this.picture.setAttribute("aria-hidden", "true");
@@ -135,7 +148,19 @@
           if (key === "eligible") this.line.classList.toggle("out", !this.node.eligible);
         }
       }
+      this.explain();
       this.draw();
+    }
+
+    explain() {
+      const { zone, priority, check, eligible, last_error, last_error_age } = this.node;
+      const error = last_error && `last error ${length(last_error_age)} ago: ${last_error}`;
+      const isRecent = !eligible || last_error_age < RECENT;
+      const joined = (...words) => words.filter(Boolean).join("; ");
+      say(this.where, joined(zone && `zone ${zone}`, priority && `priority ${priority}`));
+      say(this.detail, joined(isRecent && error, check.startsWith("failed") && `check ${check}`));
+      const all = joined(error, check && `check ${check}`);
+      if (this.reason.title !== all) this.reason.title = all;
     }
 
     draw() {
@@ -199,15 +224,19 @@
     }
 
     show() {
-      const { nodes, warnings, panic, source, age, in_flight, budget_tokens } = this.service;
+      const { nodes, warnings, panic, source, age, in_flight, budget_tokens, budget_capacity } = this.service;
+      const { balancer, limit, panics, throttle_share } = this.service;
       const eligible = nodes.filter((node) => node.eligible).length;
       this.find(".panic").hidden = !panic;
       say(this.find(".share"), `${count(eligible)} of ${plural(nodes.length, "endpoint")} eligible`);
       this.fact("from", source || "–");
       this.fact("confirmed", age === null ? length(age) : `${length(age)} ago`);
       this.fact("attempts per s", few(nodes.reduce((sum, node) => sum + node.rate, 0)));
-      this.fact("in flight", count(in_flight));
-      this.fact("retry budget", plural(Math.floor(budget_tokens), "token"));
+      this.fact("in flight", limit === null ? count(in_flight) : `${count(in_flight)} of ${count(limit)}`);
+      this.fact("retry budget", `${count(Math.floor(budget_tokens))} of ${plural(budget_capacity, "token")}`);
+      this.fact("balancer", balancer);
+      if (throttle_share || this.facts["refused here"]) this.fact("refused here", share(throttle_share));
+      if (panics) this.fact("panics", count(panics));
       this.warn(warnings);
       const rows = sorted([...this.rows.values()]);
       const slowest = rows.reduce((most, row) => Math.max(most, row.slowest), 0);
