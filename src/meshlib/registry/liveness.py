@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+from collections.abc import Awaitable
 
 from meshlib.registry.entry import Alive, Entry
 from meshlib.registry.readiness import answers
@@ -20,7 +21,7 @@ class Liveness:
     Args:
         loop: the application's event loop; None if it has none.
         alive: a function, sync or async, that is true while the application is well; None for none. An async one runs
-            on the application's loop, if there is one; a sync one in a thread.
+            on the application's loop, if there is one; any other in a thread.
     """
 
     def __init__(self, entry: Entry, loop: asyncio.AbstractEventLoop | None, alive: Alive | None) -> None:
@@ -32,11 +33,8 @@ class Liveness:
         return answered and (self._alive is None or await self._told(self._alive))
 
     async def _told(self, alive: Alive) -> bool:
-        if not inspect.iscoroutinefunction(alive):
-            answer = await asyncio.get_running_loop().run_in_executor(None, alive)
-            return bool(await answer) if inspect.isawaitable(answer) else bool(answer)
-        if self._loop is None:
-            return bool(await alive())
+        if self._loop is None or not inspect.iscoroutinefunction(alive):
+            return await asyncio.get_running_loop().run_in_executor(None, _answer_of, alive)
         coroutine = alive()
         try:
             asked = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
@@ -44,6 +42,16 @@ class Liveness:
             coroutine.close()
             return False
         return bool(await asyncio.wrap_future(asked))
+
+
+def _answer_of(alive: Alive) -> bool:
+    """Ask in this thread, on a loop of its own if need be: whatever it does, the control plane is not held up."""
+    answer = alive()
+    return bool(asyncio.run(_awaited(answer)) if inspect.isawaitable(answer) else answer)
+
+
+async def _awaited(answer: Awaitable[bool]) -> bool:
+    return await answer
 
 
 async def _turns(loop: asyncio.AbstractEventLoop) -> bool:
