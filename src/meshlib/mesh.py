@@ -292,6 +292,7 @@ class Mesh:
             ConfigError: if something is not a service, is given twice, or cannot be used; then nothing has changed.
         """
         from meshlib.core.renewal import renew
+        from meshlib.review import review
 
         _check(services, self._zone, "both")
         with self._changing:
@@ -306,6 +307,7 @@ class Mesh:
             for cluster, places in zip(changed, gone, strict=True):
                 self._telemetry.lead(cluster)
                 self._clients.adopt(cluster.service)
+                review(cluster, now)
                 if places:
                     self._finding().drain(cluster, places)
             for cluster in new.values():
