@@ -343,6 +343,7 @@ class Mesh:
             ConfigError: if something is not a service, is given twice, or cannot be used; then nothing has changed.
         """
         from meshlib.core.renewal import renew
+        from meshlib.review import review
 
         _check(services, self._zone, "both")
         with self._changing:
@@ -357,6 +358,7 @@ class Mesh:
             for cluster, places in zip(changed, gone, strict=True):
                 self._telemetry.attend(cluster)
                 self._clients.adopt(cluster.service)
+                review(cluster, now)
                 if places:
                     self._finding().drain(cluster, places)
             for cluster in new.values():

@@ -532,15 +532,27 @@ def test_more_room_goes_to_who_waits(colour: Colour, upstream: Upstream) -> None
 def test_less_room_ends_with_what_comes_back(upstream: Upstream) -> None:
     mesh = Mesh(Service("orders", [upstream.address]))
     with mesh.client("orders") as client:
-        with client.stream("GET", "/"), client.stream("GET", "/"), client.stream("GET", "/"):
+        with client.stream("GET", "/") as one, client.stream("GET", "/") as two, client.stream("GET", "/") as three:
             assert mesh._clients.counts()["orders"] == (0, 3)
             mesh.update(Service("orders", [upstream.address], connections=Connections(max_per_endpoint=1)))
-        client.get("/")
-        idle, used = mesh._clients.counts()["orders"]
-        assert used == 0
-        assert idle <= 1
+            for response in (one, two, three):
+                response.read()
+        assert mesh._clients.counts()["orders"] == (1, 0)
         mesh.update(Service("orders", [upstream.address], connections=Connections(max_idle=0)))
         assert mesh._clients.counts()["orders"] == (0, 0)
+
+
+def test_a_call_that_has_just_begun_connects_by_the_settings_of_now(colour: Colour, upstream: Upstream) -> None:
+    def meanwhile(request: httpx.Request) -> None:
+        mesh.update(Service("orders", [upstream.address], connections=Connections(max_idle=0)))
+
+    mesh = Mesh(Service("orders", [upstream.address], balancer=ConsistentHash(key=meanwhile)))
+
+    async def script(client: Any) -> None:
+        assert (await client.get("/")).status_code == 200
+        assert mesh._clients.counts()["orders"] == (0, 0)
+
+    colour.run(mesh, script)
 
 
 def test_S2_idle_connections_close_with_another_tls(colour: Colour, certificates: tuple[str, str]) -> None:

@@ -64,7 +64,7 @@ def run(path: Path, *, is_live: bool, timeout: float) -> int:
         for fault in error.faults:
             print(f"{path}: {fault}")
         return 1
-    for service in found.services:
+    for service in found.services if not is_live else ():  # else they are shown with the service
         for doubt in doubts_about(service, (), UNTOUCHED):
             print(f"{path}: services.{service.name}: warning: {doubt.text}")
     print(f"{path}: {_count(len(found.services), 'service')}, no faults", flush=True)
@@ -97,7 +97,7 @@ def _show(service: Service, snapshot: ServiceSnapshot, timeout: float) -> int:
     print(f"{service.name}: {answer}, {reached} can be connected to ({snapshot.source})")
     for warning in snapshot.warnings:
         print(f"  warning: {warning}")
-    for endpoint, wrong in sorted(zip(endpoints, said, strict=True), key=lambda each: not each[1])[:SHOWN]:
+    for endpoint, wrong in list(zip(endpoints, said, strict=True))[:SHOWN]:
         print(f"  {endpoint}: {wrong or 'connected'}")
     if len(endpoints) > SHOWN:
         print(f"  and {len(endpoints) - SHOWN} more")

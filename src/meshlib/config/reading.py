@@ -32,7 +32,7 @@ PLACEHOLDER = ("127.0.0.1:1",)
 
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 _FILE = re.compile(r"((?:\A|\||failover:)\s*file:)(?![/~]|%2F|%7E)(?=[^|\s])", re.IGNORECASE)
-_TOKEN_FILE = re.compile(r"([?&]token_file=)(?![/~]|%2F|%7E)(?=[^|&\s])", re.IGNORECASE)
+_NAMED_FILE = re.compile(r"([?&](?:token|ca)_file=)(?![/~]|%2F|%7E)(?=[^|&\s])", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +138,7 @@ class _Reader:
             from meshlib.transport.tls import context_for
 
             tls = made.tls
-            self._made(lambda: context_for(tls), path, table, before)
+            self._made(lambda: context_for(tls), f"{path}.tls", table)
         return made if len(self.faults) == before else None
 
     def _given(self, kind: type, table: Mapping[Any, Any], path: str) -> dict[str, Any]:
@@ -188,10 +188,11 @@ class _Reader:
         before = len(self.faults)
         given = self._given(kind, raw, path)
         for each in keys_of(kind).values():
-            if each.is_required and each.name not in raw:
-                self._fault(f"{path}.{each.name}", "must be given")
-        is_whole = all(each.name in given for each in keys_of(kind).values() if each.is_required)
-        made = self._made(lambda: kind(**given), path, raw, before) if is_whole else None
+            if each.is_required and each.name not in given:
+                given[each.name] = "/" if str in each.takes else 1  # so that the others are looked at all the same
+                if each.name not in raw:
+                    self._fault(f"{path}.{each.name}", "must be given")
+        made = self._made(lambda: kind(**given), path, raw, before)
         return made if len(self.faults) == before else None
 
     def _list(self, key: Key, raw: Sequence[Any], path: str) -> Any:
@@ -259,7 +260,7 @@ class _Reader:
         if self._folder is None:
             return url
         here = quote(f"{self._folder.absolute()}/", safe="/")
-        return _TOKEN_FILE.sub(rf"\g<1>{here}", _FILE.sub(rf"\g<1>{here}", url))
+        return _NAMED_FILE.sub(rf"\g<1>{here}", _FILE.sub(rf"\g<1>{here}", url))
 
     def _text(self, text: Any, path: str) -> Any:
         """A text with what the environment says in the place of `${NAME}`."""

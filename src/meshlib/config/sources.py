@@ -118,7 +118,8 @@ def _overlay(document: dict[str, Any], environ: Mapping[str, str], prefix: str, 
 
 def _put(document: dict[str, Any], path: list[str], value: Text) -> str:
     """Set one value, and whatever tables it takes; returns its path."""
-    table, names = document, list[str]()
+    table: dict[str, Any] = document
+    names: list[str] = []
     for depth, part in enumerate(path):
         name = _known(table, part) if path[0] == "services" and depth == 1 else part
         names.append(name)
