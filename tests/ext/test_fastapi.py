@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -371,7 +373,7 @@ def test_starlette_has_the_lifespan_and_the_middleware(no_leaks: None, upstream:
     mesh = mesh_of(upstream)
 
     async def root(request: Request) -> PlainTextResponse:
-        async with mesh.async_client("orders") as orders:
+        async with request.app.state.meshlib.async_client("orders") as orders:
             await orders.get("/")
         return PlainTextResponse(str(seconds_left()))
 
@@ -379,3 +381,8 @@ def test_starlette_has_the_lifespan_and_the_middleware(no_leaks: None, upstream:
     app.add_middleware(MeshMiddleware, mesh=mesh)
     answer = run(app, lambda asking: asking.get("/", headers={"x-envoy-expected-rq-timeout-ms": "20000"}))
     assert 10 < float(answer.text) < 20
+
+
+def test_starlette_alone_is_enough() -> None:
+    program = "import sys; sys.modules['fastapi'] = None; from meshlib.ext.fastapi import MeshMiddleware, lifespan"
+    assert subprocess.run([sys.executable, "-c", program]).returncode == 0

@@ -160,7 +160,7 @@ def _add_status(app: Flask, path: str, page: WSGIApplication) -> None:
 
 
 def _told(page: WSGIApplication, at: str) -> Response:
-    return Response.from_app(page, {**request.environ, "PATH_INFO": at or "/"})
+    return Response.from_app(page, {**request.environ, "PATH_INFO": at})
 
 
 def _commands(mesh: Mesh) -> AppGroup:
