@@ -6,6 +6,7 @@ import asyncio
 import gzip
 import json
 import logging
+import socket
 import ssl
 import time
 import traceback
@@ -632,3 +633,36 @@ def test_a_thousand_instances_take_little_time() -> None:
     body = json.dumps(entries).encode()
     (got,), _ = ask(Answer(raw=body, headers=HEALTHY))
     assert len(got.endpoints) == 1000
+
+
+def test_D4_a_name_is_asked_at_each_of_its_addresses(monkeypatch: pytest.MonkeyPatch, no_leaks: None) -> None:
+    """The first of them refuses."""
+
+    def found(host: str, port: int, *more: Any, **options: Any) -> list[Any]:
+        if host != "consul.test":
+            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port)) for address in ("127.0.0.9", "127.0.0.1")]
+
+    async def main() -> Resolution:
+        monkeypatch.setattr(socket, "getaddrinfo", found)
+        async with FaultyConsul(at(7)) as faulty:
+            port = faulty.address.rpartition(":")[2]
+            with pytest.raises(ConsulError, match=r"no answer from other\.test:\d+ \(gaierror: .*not known\)"):
+                await Consul.from_url(f"consul://other.test:{port}/web").resolve("web", None)
+            return await Consul.from_url(f"consul://consul.test:{port}/web").resolve("web", None)
+
+    assert places(asyncio.run(main())) == ["127.0.0.1:8001"]
+
+
+def test_D4_a_name_that_nobody_finds_in_time_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "CONNECT_WITHIN", 0.05)
+
+    async def main() -> None:
+        async def slow(*given: Any, **options: Any) -> Any:
+            await asyncio.sleep(60)
+
+        monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", slow)
+        await Consul.from_url("consul://consul.test/web").resolve("web", None)
+
+    with pytest.raises(ConsulError, match=r"\(ConnectTimeout: no address of consul\.test was found in time\)"):
+        asyncio.run(main())
