@@ -251,6 +251,19 @@ def test_G1_one_worker_of_a_host_owns_it_and_another_takes_over(agent: Agent, po
                 assert third.popen.returncode == -signal.SIGTERM
 
 
+def test_G1_a_worker_that_does_not_answer_leaves_it_to_one_that_does(agent: Agent, port: int, tmp_path: Path) -> None:
+    sick = tmp_path / "sick"
+    with Worker(tmp_path, WAITING, agent, port, SICK=str(sick)) as first:
+        until(lambda: "is registered at" in first.output)
+        with Worker(tmp_path, WAITING, agent, port) as second:
+            until(lambda: "by another worker" in second.output)
+            sick.touch()
+            until(lambda: "is registered at" in second.output)
+            assert states(agent, port) == ["passing"]
+            sick.unlink()
+            until(lambda: "by another worker" in first.output)
+
+
 def test_G1_who_is_killed_is_critical_within_the_ttl_and_a_second(agent: Agent, port: int, tmp_path: Path) -> None:
     with Worker(tmp_path, WAITING, agent, port) as worker:
         until(lambda: states(agent, port) == ["passing"])

@@ -32,7 +32,7 @@ def register(**settings):
 """
 
 WAITING = """
-with register():
+with register(alive=lambda: not os.path.exists(os.environ.get("SICK", ""))):
     while True:
         time.sleep(0.1)
 """

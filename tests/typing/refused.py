@@ -182,3 +182,9 @@ class Named:
 first: Balancer = WithoutRng()  # type: ignore[assignment]
 second: Balancer = OneNode()  # type: ignore[assignment]
 third: Balancer = Named()  # type: ignore[assignment]
+
+# Registration
+Mesh().register("orders")  # type: ignore[call-arg]
+Mesh().register("orders", port="8000")  # type: ignore[arg-type]
+Mesh().register("orders", port=8000, check="grpc")  # type: ignore[arg-type]
+Mesh().register("orders", port=8000, alive=lambda loop: True)  # type: ignore[arg-type, misc]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, assert_type
 
@@ -52,6 +52,7 @@ from meshlib.core.report import Attempt, Report
 from meshlib.core.snapshot import NodeSnapshot, ServiceSnapshot
 from meshlib.discovery import Failover, File, Resolution, Resolver, Static
 from meshlib.events import Ejected, Event
+from meshlib.registry import Registration
 from meshlib.testing import BalancerHarness, ManualClock
 
 # Settings
@@ -303,3 +304,14 @@ by_key: tuple[Balancer, ...] = (
 own_wait = Retry(wait=lambda state: 0.1 * state.attempt_number, stop=lambda state: state.idle_for > 1, on=None)
 chance: Rng = random.Random(1)
 Service("own", ["10.0.0.1:80"], balancer=Freshest(spread=0.2))
+
+# Registration
+registration = mesh.register("orders", port=8000, host="10.0.0.5", tags=["v2"], meta={"zone": "a"}, check="http")
+assert_type(registration.state, str)
+with mesh.register("orders", port=8000, ttl=5, alive=lambda: True) as entered:
+    assert_type(entered, Registration)
+
+
+async def registered(alive: Callable[[], Awaitable[bool]]) -> None:
+    async with mesh.register("orders", port=8000, alive=alive) as entered:
+        assert_type(entered, Registration)

@@ -131,8 +131,11 @@ def _opened(path: Path) -> int:
 
 def _folder() -> Path:
     """A folder of this user alone: nobody else shall be able to hold our locks."""
-    runtime = Path(os.environ.get("XDG_RUNTIME_DIR") or "/nowhere")
-    folder = runtime / "meshlib" if runtime.is_dir() else Path(tempfile.gettempdir()) / f"meshlib-{os.getuid()}"
+    runtime = os.environ.get("XDG_RUNTIME_DIR")
+    if runtime and os.access(runtime, os.W_OK | os.X_OK):  # it is another's where a server has changed its user
+        folder = Path(runtime) / "meshlib"
+    else:
+        folder = Path(tempfile.gettempdir()) / f"meshlib-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
     found = folder.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():

@@ -228,11 +228,12 @@ class Stay:
             way = ["v1", "agent", "service", "deregister", self._entry.id]
             await self._entry.agent.put(way, timeout=LEAVE_WITHIN)
         except ConsulError as error:
-            reason = f"{self._entry.where}: {error.reason}"
-            logger.warning("%s: %s could not be deregistered (%s)", self._entry.name, self._entry.id, reason)
-        else:
-            logger.info("%s: %s is deregistered", self._entry.name, self._entry.id)
-            await asyncio.sleep(self._entry.drain)
+            if not means_forgotten(error):
+                reason = f"{self._entry.where}: {error.reason}"
+                logger.warning("%s: %s could not be deregistered (%s)", self._entry.name, self._entry.id, reason)
+                return
+        logger.info("%s: %s is deregistered", self._entry.name, self._entry.id)
+        await asyncio.sleep(self._entry.drain)
 
     def _turn(self, state: str, why: str = "", status: object = None) -> None:
         """Take a state, and say so once."""
