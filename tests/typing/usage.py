@@ -263,3 +263,10 @@ by_key: tuple[Balancer, ...] = (
 own_wait = Retry(wait=lambda state: 0.1 * state.attempt_number, stop=lambda state: state.idle_for > 1, on=None)
 chance: Rng = random.Random(1)
 Service("own", ["10.0.0.1:80"], balancer=Freshest(spread=0.2))
+
+
+# Configuration
+
+assert_type(Mesh.from_mapping({"services": {"orders": {"resolver": ["10.0.0.1:80"]}}}, zone="a"), Mesh)
+Mesh().update(Service("orders", ["10.0.0.1:80"]), Service("users", "dns://users:80"))
+configured: tuple[Callable[..., Mesh], ...] = (Mesh.from_toml, Mesh.from_env)
