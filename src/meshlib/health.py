@@ -80,21 +80,21 @@ class Checks:
         self._control = control
         self._clock = clock
         self._rng = rng
-        self._starts: list[Ready] = []
+        self._starts: dict[Cluster, Ready] = {}
         control.starters.append(self._start)
 
     def follow(self, cluster: Cluster) -> None:
         """Check the nodes of one more service, as its settings say at any time. It does no harm to say it twice."""
-        if cluster in self._clusters:
-            return
-        self._clusters.append(cluster)
-        if cluster.pending is None:  # where endpoints are yet to be found, calls start the control plane already
-            self._starts.append(Ready(cluster, self._control.ensure))
-        self._control.post(partial(self._begin, cluster), start=False)
+        if cluster.pending is None and cluster not in self._starts:
+            # Where endpoints are yet to be found, calls start the control plane already.
+            self._starts[cluster] = Ready(cluster, self._control.ensure)
+        if cluster not in self._clusters:
+            self._clusters.append(cluster)
+            self._control.post(partial(self._begin, cluster), start=False)
 
     def close(self) -> None:
         """Nobody checks any more, until a call finds that it can be started again."""
-        for start in self._starts:
+        for start in list(self._starts.values()):
             start.close()
 
     def _start(self, control: Control) -> None:

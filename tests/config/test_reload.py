@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 
-from conftest import Colour
 from meshlib import Mesh, UnknownService, report
 from meshlib.config import reload
 from meshlib.testing import Upstream
@@ -119,24 +118,17 @@ def test_a_file_that_goes_is_told_and_taken_over_when_it_is_back(tmp_path: Path,
         until(lambda: warnings_of(mesh) == "")
 
 
-def test_a_service_that_goes_can_be_called_and_one_that_comes_as_well(
-    tmp_path: Path, upstream: Upstream, colour: Colour
-) -> None:
+def test_a_service_that_goes_can_be_called_and_one_that_comes_as_well(tmp_path: Path, upstream: Upstream) -> None:
     file = tmp_path / "mesh.toml"
     file.write_text(text(upstream.address))
     users = text(upstream.address).replace("orders", "users")
-
-    async def script(client: Any) -> None:
-        await client.get("/")
+    with Mesh.from_toml(file, reload=True) as mesh, mesh.client() as client:
+        client.get("http://orders/")
         replace(file, f"mesh.zone = 'b'\n{users}")
-        until(lambda: "users" in mesh.snapshot())
         until(lambda: "services.orders is gone from it" in warnings_of(mesh))
         assert "mesh.zone takes effect at the next start" in warnings_of(mesh)
-        assert (await client.get("/")).status_code == 200
-        assert (await client.get("http://users/")).status_code == 200
-
-    with Mesh.from_toml(file, reload=True) as mesh:
-        colour.run(mesh, script)
+        assert client.get("http://orders/").status_code == 200
+        assert client.get("http://users/").status_code == 200
 
 
 def test_what_changes_before_the_first_use_is_taken_over_by_it(tmp_path: Path, upstream: Upstream) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from pathlib import Path
 from typing import Any
 
 import jsonschema
@@ -29,8 +30,9 @@ def is_usable(document: Any) -> bool:
 
 
 def test_the_file_is_what_the_settings_say() -> None:
-    """If this fails: `python -m meshlib check --schema > src/meshlib/mesh.schema.json`."""
-    assert schema.FILE.read_text(encoding="utf-8") == schema.written()
+    """If this fails: `meshlib check --schema > src/meshlib/mesh.schema.json`."""
+    file = Path(schema.__file__).parents[1] / "mesh.schema.json"
+    assert file.read_text(encoding="utf-8") == schema.written()
     jsonschema.Draft7Validator.check_schema(schema.schema())
 
 

@@ -315,3 +315,10 @@ with mesh.register("orders", port=8000, ttl=5, alive=lambda: True) as entered:
 async def registered(alive: Callable[[], Awaitable[bool]]) -> None:
     async with mesh.register("orders", port=8000, alive=alive) as entered:
         assert_type(entered, Registration)
+
+
+# Configuration
+
+assert_type(Mesh.from_mapping({"services": {"orders": {"resolver": ["10.0.0.1:80"]}}}, zone="a"), Mesh)
+Mesh().update(Service("orders", ["10.0.0.1:80"]), Service("users", "dns://users:80"))
+configured: tuple[Callable[..., Mesh], ...] = (Mesh.from_toml, Mesh.from_env)

@@ -27,6 +27,9 @@ LARGEST_WHOLE = 2**63
 LONGEST = 300
 """Characters of a fault: a value may be a page long."""
 
+SECRET = 4
+"""Characters from which on a value of the environment is hidden wherever it stands: fewer are in any sentence."""
+
 PLACEHOLDER = ("127.0.0.1:1",)
 """Stands in for endpoints that are at fault, so that the other settings are looked at all the same."""
 
@@ -112,7 +115,8 @@ class _Reader:
         """The fault without what came from the environment, which may be a secret."""
         message = fault.message
         for value, written in self._secrets.items():
-            message = message.replace(repr(value), repr(written)).replace(value, written)
+            message = message.replace(repr(value), repr(written))
+            message = message.replace(value, written) if len(value) >= SECRET else message
         return Fault(fault.path, message if len(message) <= LONGEST else f"{message[: LONGEST - 3]}...")
 
     def _services(self, table: Mapping[Any, Any]) -> list[Service]:

@@ -22,6 +22,9 @@ from meshlib.validation import ConfigError
 EVERY = 1.0
 """Seconds from one look at the file to the next."""
 
+SHOWN = 20
+"""Faults that a warning tells; `meshlib check` tells all of them."""
+
 logger = logging.getLogger("meshlib.config")
 
 Update = Callable[..., None]
@@ -80,7 +83,9 @@ class Reload:
             if update is not None:
                 update(*found.services)
         except ConfigError as error:
-            self._refuse(str(error))
+            shown = [str(fault) for fault in error.faults[:SHOWN]]
+            more = [f"and {len(error.faults) - SHOWN} more"] if len(error.faults) > SHOWN else []
+            self._refuse("; ".join(shown + more))
             return
         self.warnings = tuple(self._unheeded(found))
         logger.info("%s was read again", self._source.path)

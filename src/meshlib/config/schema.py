@@ -3,20 +3,17 @@
 Decides how a setting is told in its words. It says less than the rules do, and never refuses what they accept: that
 two settings go together, or that a host name is one, is found out by `meshlib check`.
 
-The file `mesh.schema.json` beside this package is what `schema()` returns; a test holds the two together.
+The file `meshlib/mesh.schema.json` is what `schema()` returns; a test holds the two together.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Collection
-from pathlib import Path
 from typing import Any
 
 from meshlib.config.tables import BALANCERS, Key, Options, balancer_named, keys_of, summary_of
 from meshlib.service import Service
-
-FILE = Path(__file__).parents[1] / "mesh.schema.json"
 
 _TYPES: dict[type, str] = {str: "string", int: "integer", float: "number", bool: "boolean"}
 
@@ -56,7 +53,7 @@ def schema() -> dict[str, Any]:
 
 
 def written() -> str:
-    """The schema as the file holds it."""
+    """The same, as the file holds it."""
     return f"{json.dumps(schema(), indent=2)}\n"
 
 

@@ -64,7 +64,7 @@ class Source:
         origins: dict[str, str] = {}
         if self.environ is not None:
             faults += _overlay(document, self.environ, self.prefix, origins)
-        folder = None if self.path is None else self.path.absolute().parent
+        folder = None if self.path is None else self.path.parent
         try:
             found = configured(document, folder=folder, origins=origins)
         except ConfigError as error:
@@ -76,14 +76,19 @@ class Source:
 
 def of_file(path: str | os.PathLike[str]) -> Source:
     """A file, and nothing else."""
-    return Source(path=Path(path).expanduser())
+    return Source(path=_absolute(path))
 
 
 def of_environment(prefix: str) -> Source:
     """The environment, over the file that its variable `CONFIG` names, if it does."""
     environ = dict(os.environ)
     path = environ.get(f"{prefix}CONFIG", "")
-    return Source(path=Path(path).expanduser() if path else None, environ=environ, prefix=prefix)
+    return Source(path=_absolute(path) if path else None, environ=environ, prefix=prefix)
+
+
+def _absolute(path: str | os.PathLike[str]) -> Path:
+    """The path as it stays when the process goes to another folder. Links are followed at each look."""
+    return Path(path).expanduser().absolute()
 
 
 def _parsed(content: bytes) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from types import UnionType
 from typing import Any, NamedTuple
 
 from meshlib.core.balance import Balancer
-from meshlib.policy import TLS
+from meshlib.policy import TLS, Retry
 from meshlib.service import Service
 from meshlib.validation import Told, check, choice, instance, ruled
 
@@ -87,8 +87,7 @@ class Key(NamedTuple):
 @cache
 def keys_of(kind: type) -> dict[str, Key]:
     """The settings of a class, by name and in the order of its fields."""
-    names: dict[str, Any] = {"Resolver": object}
-    hints = typing.get_type_hints(kind, localns=names)
+    hints = typing.get_type_hints(kind, localns={"Resolver": object})  # which is known to type checkers alone
     texts = _texts(kind)
     return {
         each.name: _key(kind, each, hints[each.name], texts.get(each.name, ""))
@@ -116,7 +115,7 @@ def _key(kind: type, field: Any, hint: Any, text: str) -> Key:
     table = next((part for part in parts if is_dataclass(part) and isinstance(part, type)), None)
     collection = next((part for part in parts if typing.get_origin(part) is Collection), None)
     takes = frozenset(part for part in parts if part in (str, int, float, bool))
-    if field.name == "wait":
+    if kind is Retry and field.name == "wait":
         takes = frozenset({float})
     return Key(
         field.name,
