@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from meshlib.control import Control
     from meshlib.core.cluster import Cluster
     from meshlib.core.snapshot import ServiceSnapshot
-    from meshlib.decorators import CallOptions, Injecting, InjectingOr, InjectingOrAwaiting, SharedClients
+    from meshlib.decorators import CallOptions, Injecting, InjectingOr, InjectingOrAwaiting
     from meshlib.events import Event
     from meshlib.health import Checks
     from meshlib.transport.router import Router
@@ -98,6 +98,7 @@ class Mesh:
         rng: random.Random | None = None,
     ) -> None:
         from meshlib.core.cluster import Cluster
+        from meshlib.decorators import SharedClients
         from meshlib.delivery import Delivery
         from meshlib.review import review
         from meshlib.telemetry.watch import Telemetry
@@ -125,7 +126,7 @@ class Mesh:
         self._control: Control | None = None
         self._updates: Updates | None = None
         self._checks: Checks | None = None
-        self._shared: SharedClients | None = None
+        self._shared = SharedClients()
         to_find = []
         for cluster in self._clusters.values():
             resolver = cluster.service.resolver
@@ -217,12 +218,10 @@ class Mesh:
             TypeError, ConfigError: for an option that cannot be; when a function is decorated, if it is a method or a
                 generator, has no parameter for a client, has one of another type, or does not go with an option.
         """
-        from meshlib.decorators import UNSAID, Injection, SharedClients
+        from meshlib.decorators import UNSAID, Injection
 
         if callable(service):
             raise TypeError('a service is missing: @mesh.call("orders")')
-        if self._shared is None:
-            self._shared = SharedClients()
         fallback = given.pop("fallback", UNSAID)
         return Injection(self, self._shared, service, self._cluster(service), given, fallback)
 
@@ -319,14 +318,12 @@ class Mesh:
             self._updates.close()
         if self._checks is not None:
             self._checks.close()
-        if self._shared is not None:
-            self._shared.close()
+        self._shared.close()
 
     async def aclose(self) -> None:
         """See `close`."""
         try:
-            if self._shared is not None:
-                await self._shared.aclose()
+            await self._shared.aclose()
             if self._control is not None:
                 await self._control.aclose()
         finally:
