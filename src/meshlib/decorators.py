@@ -267,7 +267,7 @@ def _name(function: Any) -> str:
     """The function's name, if it can be decorated at all."""
     if isinstance(function, staticmethod | classmethod | type) or not callable(function):
         raise TypeError(f"mesh.call() decorates functions, got {_described(function)}")
-    name = str(getattr(function, "__qualname__", None) or repr(function))
+    name: str = getattr(function, "__qualname__", "") or f"the {type(function).__name__}"
     inside = inspect.unwrap(function)
     if any(inspect.isgeneratorfunction(each) or inspect.isasyncgenfunction(each) for each in (function, inside)):
         raise TypeError(f"mesh.call() cannot decorate the generator {name}: take a client inside")

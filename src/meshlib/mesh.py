@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from meshlib.core.cluster import Cluster
     from meshlib.core.renewal import Change
     from meshlib.core.snapshot import ServiceSnapshot
-    from meshlib.decorators import CallOptions, Injecting, InjectingOr, InjectingOrAwaiting, SharedClients
+    from meshlib.decorators import CallOptions, Injecting, InjectingOr, InjectingOrAwaiting
     from meshlib.discovery.resolver import Resolver
     from meshlib.events import Event
     from meshlib.health import Checks
@@ -107,6 +107,7 @@ class Mesh:
         clock: Callable[[], float] = time.monotonic,
         rng: random.Random | None = None,
     ) -> None:
+        from meshlib.decorators import SharedClients
         from meshlib.delivery import Delivery
         from meshlib.telemetry.watch import Telemetry
         from meshlib.transport.draining import Clients
@@ -135,7 +136,7 @@ class Mesh:
         self._control: Control | None = None
         self._updates: Updates | None = None
         self._checks: Checks | None = None
-        self._shared: SharedClients | None = None
+        self._shared = SharedClients()
         self._registrations: list[Registration] = []
         self._reload: Reload | None = None
         self._starts: list[Ready] = []
@@ -287,12 +288,10 @@ class Mesh:
             TypeError, ConfigError: for an option that cannot be; when a function is decorated, if it is a method or a
                 generator, has no parameter for a client, has one of another type, or does not go with an option.
         """
-        from meshlib.decorators import UNSAID, Injection, SharedClients
+        from meshlib.decorators import UNSAID, Injection
 
         if callable(service):
             raise TypeError('a service is missing: @mesh.call("orders")')
-        if self._shared is None:
-            self._shared = SharedClients()
         fallback = given.pop("fallback", UNSAID)
         return Injection(self, self._shared, service, self._cluster(service), given, fallback)
 
@@ -505,8 +504,7 @@ class Mesh:
             self._updates.close()
         if self._checks is not None:
             self._checks.close()
-        if self._shared is not None:
-            self._shared.close()
+        self._shared.close()
         for start in self._starts:
             start.close()
         self._telemetry.close()
@@ -516,8 +514,7 @@ class Mesh:
         try:
             for registration in self._leaving():
                 await registration.aclose()
-            if self._shared is not None:
-                await self._shared.aclose()
+            await self._shared.aclose()
             if self._control is not None:
                 await self._control.aclose()
         finally:

@@ -7,12 +7,14 @@ change is in force when `set` or `fail` returns.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 import time
 from collections.abc import Iterable
 
 from meshlib.discovery.resolver import Resolution
 from meshlib.endpoint import Endpoint
+from meshlib.fork import inherited
 
 PATIENCE = 5.0
 """Seconds that `set` and `fail` wait at most."""
@@ -51,10 +53,15 @@ class ManualResolver:
     pace = 0.0
 
     def __init__(self, endpoints: Iterable[Endpoint | str] = ()) -> None:
-        self._changed = threading.Condition()
         self._endpoints = _read(endpoints)
         self._error: Exception | None = None
         self._version = 0
+        self.forget()
+        inherited.add(self)
+
+    def forget(self) -> None:
+        """After a fork, in the child: who has asked is the parent's."""
+        self._changed = threading.Condition()
         self._followers: dict[tuple[asyncio.AbstractEventLoop, str], Follower] = {}
 
     def set(self, endpoints: Iterable[Endpoint | str]) -> None:
@@ -97,15 +104,17 @@ class ManualResolver:
         until = time.monotonic() + PATIENCE
         with self._changed:
             self._endpoints, self._error, self._version = endpoints, error, self._version + 1
-            for follower in list(self._followers.values()):
-                if not follower.loop.is_closed():
+            for follower in self._present():
+                with contextlib.suppress(RuntimeError):  # it is being closed
                     follower.loop.call_soon_threadsafe(follower.stirred.set)
             while not self._is_in_force() and (left := until - time.monotonic()) > 0:
                 self._changed.wait(left)
 
     def _is_in_force(self) -> bool:
-        followers = [each for each in list(self._followers.values()) if not each.loop.is_closed()]
-        return all(each.in_force == self._version for each in followers)
+        return all(each.in_force == self._version for each in self._present())
+
+    def _present(self) -> list[Follower]:
+        return [each for each in list(self._followers.values()) if not each.loop.is_closed()]
 
 
 def _read(endpoints: Iterable[Endpoint | str]) -> tuple[Endpoint, ...]:

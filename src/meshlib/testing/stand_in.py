@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import socket
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
@@ -22,6 +23,7 @@ import httpx
 
 from meshlib.testing.faults import Play, passes
 from meshlib.transport.inner import WholeAnswer
+from meshlib.transport.network import Stream
 
 if TYPE_CHECKING:
     from meshlib.core.report import Attempt
@@ -64,15 +66,25 @@ def _late(connection: Any, latency: float, exchange: Exchange, attempt: Attempt)
     del connection.send  # the next attempt on this connection draws anew
     wait, is_in_time = _bounded(exchange, attempt, latency)
     if not passes(exchange.clock, exchange.clock() + wait):
-        poll = getattr(connection.stream, "_readable", None)
-        if poll is None:  # an inner transport's, which nobody could wake
-            time.sleep(wait)
-        else:
-            poll.poll(ceil(wait * 1000))  # which rings a race's alarm, and ends when the connection is cut
+        _doze(connection.stream, wait)
     if not is_in_time:
         connection.stream.sent = True
         raise _timeout()
     return connection.send(exchange, attempt)
+
+
+def _doze(stream: Any, wait: float) -> None:
+    """Wait at a stream: in a race that rings the alarm, and ends when the stream is cut."""
+    until = time.monotonic() + wait
+    if isinstance(stream, Stream):
+        stream._readable.poll(ceil(wait * 1000))
+        try:
+            has_more = socket.socket.recv(stream._sock, 1, socket.MSG_PEEK)
+        except OSError:
+            has_more = b""
+        if not has_more:  # the time is over, or the stream is; else there is something for TLS alone
+            return
+    time.sleep(max(0.0, until - time.monotonic()))
 
 
 async def _late_async(connection: Any, latency: float, exchange: Exchange, attempt: Attempt) -> Any:
