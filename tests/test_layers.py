@@ -191,6 +191,16 @@ def law_nothing_imports_ext_or_cli(module: Module) -> list[str]:
     ]
 
 
+def law_frameworks_live_in_ext(module: Module) -> list[str]:
+    if module.area == "ext":
+        return []
+    return [
+        f"{module.name}:{each.line} imports {each.target}"
+        for framework in ("fastapi", "starlette", "flask", "werkzeug")
+        for each in module.imported(framework)
+    ]
+
+
 def law_each_library_has_one_room(module: Module) -> list[str]:
     rooms = {"tenacity": "meshlib.core.backoff", "mmh3": "meshlib.core.balance.hashing"}
     return [
@@ -220,6 +230,7 @@ LAWS = [
     law_telemetry_knows_no_http_client,
     law_who_imports_the_mesh,
     law_nothing_imports_ext_or_cli,
+    law_frameworks_live_in_ext,
     law_each_library_has_one_room,
     law_every_module_says_what_it_is_for,
     law_functions_are_short,
@@ -325,6 +336,7 @@ def test_the_core_reaches_nothing_impure_through_the_rest_of_the_house() -> None
         (law_nothing_imports_ext_or_cli, "meshlib.mesh", "from meshlib.cli import main"),
         (law_nothing_imports_ext_or_cli, "meshlib.cli.x", "from meshlib.ext.fastapi import lifespan"),
         (law_nothing_imports_ext_or_cli, "meshlib.testing.x", "import meshlib.ext"),
+        (law_frameworks_live_in_ext, "meshlib.mesh", "def f():\n    from flask import g"),
         (law_each_library_has_one_room, "meshlib.core.call", "import tenacity"),
         (law_each_library_has_one_room, "meshlib.core.balance.ring", "from mmh3 import hash"),
         (law_every_module_says_what_it_is_for, "meshlib.core.x", "x = 1"),
@@ -354,6 +366,7 @@ def test_the_checker_sees(law: object, name: str, source: str) -> None:
         (law_who_imports_the_mesh, "meshlib.ext.flask", "from meshlib import Mesh"),
         (law_who_imports_the_mesh, "meshlib.transport.x", "from meshlib import errors"),
         (law_nothing_imports_ext_or_cli, "meshlib.cli.demo", "from meshlib.cli.load import run"),
+        (law_frameworks_live_in_ext, "meshlib.ext.flask", "from flask import g"),
         (law_each_library_has_one_room, "meshlib.core.backoff", "import tenacity"),
         (law_functions_are_short, "meshlib.core.x", "def f():\n" + "    x = 1\n" * 50),
         (law_names_say_something, "meshlib.core.database", ""),

@@ -141,7 +141,7 @@ def test_celery(upstream: Upstream, tmp_path: Path) -> None:
         (tmp_path / folder).mkdir()
     celery = "celery", "-A", "worker", "worker", "-c", "1", "--without-gossip", "--without-mingle", "-l", "warning"
     with server(*celery, folder=tmp_path) as started:
-        asking = "import worker; print(worker.app.tasks['tasks.ship'].delay(5).get(timeout=20))"
+        asking = "import worker; print(worker.app.tasks['tasks.ship'].delay(5).get(timeout=60))"
         told = subprocess.run([sys.executable, "-c", asking], cwd=tmp_path, capture_output=True, text=True)
         started.stop()
     assert told.stdout == "200\n", told.stderr + started.told
