@@ -87,7 +87,6 @@ def test_a_mesh_that_is_nowhere_is_missed_at_once() -> None:
         app_of(mesh_of("10.0.0.1:80"), {"MESHLIB_MAX_DEADLINE": -1})
 
 
-@pytest.mark.skipif(not hasattr(Mesh, "from_toml"), reason="a mesh is not read from files yet")
 def test_each_application_has_the_mesh_of_its_own_file(tmp_path: Path) -> None:
     extension, apps = FlaskMesh(), []
     for name in ("orders", "users"):

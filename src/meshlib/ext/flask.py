@@ -150,7 +150,7 @@ def _configured(app: Flask) -> Mesh:
     path = app.config.get("MESHLIB_CONFIG")
     if path is None:
         raise RuntimeError("there is no mesh: say FlaskMesh(mesh), or set MESHLIB_CONFIG to the path of its file")
-    return cast("Mesh", cast(Any, Mesh).from_toml(os.path.join(app.root_path, path)))
+    return Mesh.from_toml(os.path.join(app.root_path, path))
 
 
 def _add_status(app: Flask, path: str, page: WSGIApplication) -> None:
