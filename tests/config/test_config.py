@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -282,7 +283,16 @@ VALUES = st.recursive(
     max_leaves=5,
 )
 
+PROPERTY = hypothesis.settings(
+    deadline=None,
+    derandomize=True,
+    max_examples=60,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+    database=None,
+)
 
+
+@PROPERTY
 @given(st.dictionaries(st.sampled_from([*tables.keys_of(Service), "x"]), VALUES, max_size=5))
 def test_anything_is_a_service_or_a_config_error(table: dict[str, Any]) -> None:
     try:

@@ -10,7 +10,7 @@ import jsonschema
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from test_config import VALUES, WHOLE, orders
+from test_config import PROPERTY, VALUES, WHOLE, orders
 
 from meshlib import ConfigError
 from meshlib.config import schema
@@ -99,6 +99,7 @@ def test_what_is_wrong_is_wrong_for_editors(text: str) -> None:
     assert list(VALIDATOR.iter_errors(document)) != []
 
 
+@PROPERTY
 @given(st.dictionaries(st.sampled_from(list(keys_of(Service))), VALUES, max_size=3))
 def test_editors_refuse_nothing_that_can_be_used(table: dict[str, Any]) -> None:
     document = {"services": {"orders": {"resolver": ["10.0.0.1:80"], **table}}}

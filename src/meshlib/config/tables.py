@@ -11,6 +11,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from functools import cache
 from importlib import import_module
+from inspect import cleandoc
 from types import UnionType
 from typing import Any, NamedTuple
 
@@ -106,7 +107,7 @@ def balancer_named(name: str) -> type[Balancer]:
 
 def summary_of(kind: type) -> str:
     """What a class of settings is for, in a sentence."""
-    return " ".join((kind.__doc__ or "").strip().partition("\n\n")[0].split())
+    return " ".join(cleandoc(kind.__doc__ or "").partition("\n\n")[0].split())
 
 
 def _key(kind: type, field: Any, hint: Any, text: str) -> Key:
@@ -139,13 +140,13 @@ def _texts(kind: type) -> dict[str, str]:
     """What the docstring says of each argument."""
     found: dict[str, list[str]] = {}
     names: list[str] = []
-    section = (kind.__doc__ or "").partition("Args:\n")[2]
+    section = cleandoc(kind.__doc__ or "").partition("Args:\n")[2]
     for line in section.splitlines():
-        if line.strip() and not line.startswith(" " * 8):
+        if not line.startswith(" "):
             break
-        if match := _ARGUMENT.match(line.removeprefix(" " * 4)):
+        if match := _ARGUMENT.match(line):
             names = [name.strip() for name in match[1].split(",")]
-            line = line.removeprefix(" " * 4)[match.end() :]
+            line = line[match.end() :]
         for name in names:
             found.setdefault(name, []).append(line.strip())
     return {name: " ".join(part for part in parts if part) for name, parts in found.items()}

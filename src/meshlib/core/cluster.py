@@ -450,7 +450,8 @@ class Cluster:
         was = node.breaker.state
         if node.breaker.close(now):
             self._has_turned(node, was, now)
-            self.journal.note(Restored, now, node.endpoint, "hand")
+            if not node.is_barred:
+                self.journal.note(Restored, now, node.endpoint, "hand")
 
     def _nodes_at(self, wanted: dict[Place, Endpoint], service: Service) -> dict[Place, Node]:
         """The nodes of these places; those there are, and new ones."""
