@@ -151,7 +151,7 @@ SETTINGS: list[tuple[dict[str, Any], Callable[[Mesh], object], object]] = [
 ]
 
 
-@pytest.mark.parametrize(("settings", "effect", "expected"), SETTINGS, ids=[str(each[0]) for each in SETTINGS])
+@pytest.mark.parametrize(("settings", "effect", "expected"), SETTINGS, ids=[next(iter(each[0])) for each in SETTINGS])
 def test_each_setting_reaches_what_goes_by_it_and_leaves_it_again(
     settings: dict[str, Any], effect: Callable[[Mesh], object], expected: object
 ) -> None:
