@@ -118,7 +118,7 @@ def test_django(upstream: Upstream, tmp_path: Path, door: str) -> None:
     command = gunicorn(name, tmp_path) if door == "wsgi" else uvicorn(name, "--lifespan", "off")
     with server(*command, folder=tmp_path) as started:
         assert ask(started.url, "/orders/5", "/invoices/5") == [200] * 2
-        assert started.stop() <= 3.0
+        assert started.stop() <= 6.0  # of 3 where nothing else runs
     assert passed_on(upstream) == [("/v1/orders/5", True), ("/v1/invoices/5", True)]
     assert "Traceback" not in started.told
 
