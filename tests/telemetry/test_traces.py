@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 import re
 import time
 import warnings
@@ -327,6 +328,11 @@ def test_T2_the_spans_of_what_was_collected_end_with_the_next_call_or_the_mesh(t
         client.get("/")
     assert [(span.attributes or {})["meshlib.call.outcome"] for span in seen.calls] == ["abandoned", "ok"]
     lose_one()
+    child = os.fork()
+    if child == 0:
+        mesh.close()
+        os._exit(len(seen.calls))  # those of before: the other one's end is the parent's to tell
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 2
     mesh.close()
     assert len(seen.calls) == 3
 
