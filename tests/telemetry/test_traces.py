@@ -179,6 +179,17 @@ def test_T2_a_hedge_is_beside_the_first_attempt(colour: Colour, two: list[Upstre
     assert seen.value("meshlib.client.call.hedges") == 1
 
 
+def test_T2_a_hedge_that_loses_ends_its_span(colour: Colour, two: list[Upstream], seen: Seen) -> None:
+    two[0].script(then={"delay": 0.5})
+    two[1].script(then={"fault": "hang"})
+    colour.run(seen.mesh(*two, hedge=Hedge(after=0.05)), get_or_error)
+    [call], [first, hedge] = seen.calls, seen.attempts
+    assert (first.attributes or {})["http.response.status_code"] == 200
+    assert (hedge.attributes or {})["error.type"] == "superseded"
+    assert None not in (call.end_time, hedge.end_time)
+    assert (hedge.end_time or 0) <= (call.end_time or 0)
+
+
 def test_T2_a_wait_for_a_connection_is_on_the_attempt(two: list[Upstream], seen: Seen) -> None:
     two[0].script({"delay": 0.2})
     mesh = seen.mesh(two[0], connections=Connections(max_per_endpoint=1))
