@@ -316,6 +316,7 @@ def test_T1_a_service_that_comes_later_is_seen_as_well(two: list[Upstream], seen
         late = Cluster(Service("late", [two[1].address]), random.Random(1))
         late.publish([Endpoint.parse(two[1].address)], "a list", 0.0)
         mesh._clusters["late"] = late
+        mesh._telemetry.lead(late)
         client.get("http://late/")
     assert seen.value("meshlib.client.call.duration", server__address="late") == 1
     assert seen.value("meshlib.endpoints", server__address="late", meshlib__endpoint__state="closed") == 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 import re
 import time
 import warnings
@@ -190,6 +191,17 @@ def test_T2_a_hedge_is_beside_the_first_attempt(colour: Colour, two: list[Upstre
     assert seen.value("meshlib.client.call.hedges") == 1
 
 
+def test_T2_a_hedge_that_loses_ends_its_span(colour: Colour, two: list[Upstream], seen: Seen) -> None:
+    two[0].script(then={"delay": 0.5})
+    two[1].script(then={"fault": "hang"})
+    colour.run(seen.mesh(*two, hedge=Hedge(after=0.05)), get_or_error)
+    [call], [first, hedge] = seen.calls, seen.attempts
+    assert (first.attributes or {})["http.response.status_code"] == 200
+    assert (hedge.attributes or {})["error.type"] == "superseded"
+    assert None not in (call.end_time, hedge.end_time)
+    assert (hedge.end_time or 0) <= (call.end_time or 0)
+
+
 def test_T2_a_wait_for_a_connection_is_on_the_attempt(two: list[Upstream], seen: Seen) -> None:
     two[0].script({"delay": 0.2})
     mesh = seen.mesh(two[0], connections=Connections(max_per_endpoint=1))
@@ -339,6 +351,11 @@ def test_T2_the_spans_of_what_was_collected_end_with_the_next_call_or_the_mesh(t
         client.get("/")
     assert [(span.attributes or {})["meshlib.call.outcome"] for span in seen.calls] == ["abandoned", "ok"]
     lose_one()
+    child = os.fork()
+    if child == 0:
+        mesh.close()
+        os._exit(len(seen.calls))  # those of before: the other one's end is the parent's to tell
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 2
     mesh.close()
     assert len(seen.calls) == 3
 

@@ -83,15 +83,7 @@ class Pending(Protocol):
 
 
 class Observer(Protocol):
-    """What the calls of a service are observed by.
-
-    Attributes:
-        service: its name.
-        scheme: what its endpoints are spoken to by.
-    """
-
-    service: str
-    scheme: str
+    """What the calls of a service are observed by."""
 
     def collect(self) -> None:
         """Do what was left undone about calls that were garbage-collected."""

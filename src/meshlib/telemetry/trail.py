@@ -63,7 +63,7 @@ class Line:
         self.tracer = tracer
         self.call_tracer = tracer if spans in ("both", "call") else None
         self.attempt_tracer = tracer if spans in ("both", "attempt") else None
-        self.scheme = scheme
+        self._scheme = scheme
         self._started_with: dict[str, dict[str, str]] = {}
         self.forsaken: deque[Callable[[], None]] = deque()
 
@@ -71,7 +71,7 @@ class Line:
         """What samplers see of a span, the same for every call of this method."""
         attributes = self._started_with.get(method)
         if attributes is None:
-            attributes = {"http.request.method": method, "server.address": self.service, "url.scheme": self.scheme}
+            attributes = {"http.request.method": method, "server.address": self.service, "url.scheme": self._scheme}
             self._started_with[method] = attributes
         return attributes
 
@@ -86,7 +86,7 @@ class Line:
             self.collect()
         context = contexts.get_current()
         if context and any(map(context.get, SUPPRESSING)):  # an exporter at work, or somebody who has said no
-            return Trail(Line(self.service, self.scheme, None, None, "off"), method, url, context)
+            return Trail(Line(self.service, self._scheme, None, None, "off"), method, url, context)
         return Trail(self, method, url, context)
 
     def collect(self) -> None:

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from meshlib.core.cluster import Cluster
     from meshlib.telemetry.observed import Source
     from meshlib.telemetry.recorded import Instruments
-    from meshlib.telemetry.trail import Line
 
 logger = logging.getLogger("meshlib.telemetry")
 
@@ -92,13 +91,19 @@ class Telemetry:
             finally:
                 self._is_looking.release()
 
-    def attend(self, cluster: Cluster) -> None:
-        """Have a service's calls leave their trails, if anybody records them; again when its settings have changed."""
+    def lead(self, cluster: Cluster) -> None:
+        """Have a service's calls leave their trails as it is set now, if calls leave any."""
         if self._meters is None and self._tracers is None:
             return
-        scheme = "http" if cluster.service.tls is None else "https"
-        if cluster.telemetry is None or cluster.telemetry.scheme != scheme:
-            cluster.telemetry = self._line(cluster.service.name, scheme)
+        from meshlib.telemetry.recorded import Recorder
+        from meshlib.telemetry.trail import Line
+
+        service, instruments, before = cluster.service, self._instruments, cluster.telemetry
+        scheme = "http" if service.tls is None else "https"
+        recorder = None if instruments is None else Recorder(instruments, service.name, scheme, **self._recorded)
+        cluster.telemetry = Line(service.name, scheme, recorder, self._tracer, self._spans)
+        if before is not None:
+            before.collect()
 
     def collect(self) -> None:
         """End the trails of calls that were garbage-collected."""
@@ -119,8 +124,8 @@ class Telemetry:
         """After a fork, in the child: nobody is looking, and the trails of calls under way are the parent's."""
         self._is_looking = Lock()
         for cluster in self._clusters.values():
-            if cluster.telemetry is not None:
-                cluster.telemetry = self._line(cluster.telemetry.service, cluster.telemetry.scheme)
+            cluster.telemetry = None
+            self.lead(cluster)
 
     def _look(self) -> None:
         meters, tracers = self._given
@@ -144,17 +149,10 @@ class Telemetry:
             self._source = Source(self._clusters, self._clock, self._connections)
             self._source.is_followed = self._is_followed
             sources.add(self._meters, meter, self._source)
-        self._tracer = None if self._tracers is None else self._tracers.get_tracer("meshlib", _version())
-        for name, cluster in list(self._clusters.items()):
-            cluster.telemetry = self._line(name, "http" if cluster.service.tls is None else "https")
-
-    def _line(self, name: str, scheme: str) -> Line:
-        from meshlib.telemetry.recorded import Recorder
-        from meshlib.telemetry.trail import Line
-
-        made = self._instruments
-        recorder = None if made is None else Recorder(made, name, scheme, **self._recorded)
-        return Line(name, scheme, recorder, self._tracer, self._spans)
+        if self._tracers is not None:
+            self._tracer = self._tracers.get_tracer("meshlib", _version())
+        for cluster in list(self._clusters.values()):  # those that come meanwhile are led by who brings them
+            self.lead(cluster)
 
     def _follow(self, is_followed: bool) -> None:
         self._is_followed = is_followed

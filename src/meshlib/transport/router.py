@@ -66,8 +66,6 @@ class Router:
         route = self._routes.get(binding.origin_of(request.url))
         if route is None or route.service is not route.cluster.service:
             route = self._route(request.url)
-            if self._telemetry is not None:
-                self._telemetry.attend(route.cluster)
         if self._telemetry is not None and self.clock() >= self._telemetry.looks_at:
             self._telemetry.look()
         try:
