@@ -93,8 +93,10 @@ class Shared:
 
     def close(self) -> None:
         # Not unlocked: a child shares the lock with its parent, and it is held until every copy is closed.
-        os.close(self._owner)
-        os.close(self._members)
+        for descriptor in (self._owner, self._members):
+            if descriptor >= 0:
+                os.close(descriptor)
+        self._owner = self._members = -1
 
     def _take(self, descriptor: int, how: int) -> bool:
         """Hold a lock, maybe otherwise than before; False if others are in the way, and then it is not held at all."""

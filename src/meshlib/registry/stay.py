@@ -38,6 +38,9 @@ WORTH_A_WORD = 10.0
 CLAIM_EVERY = 0.5
 """Seconds between tries to become the owner, give or take a half of it."""
 
+ANSWER_WITHIN = 1.0
+"""Seconds in which the application has to answer before it becomes the owner."""
+
 ASK_EVERY = 1.0
 """Seconds between questions to an application that said it was not well, at most."""
 
@@ -72,6 +75,7 @@ class Stay:
         self._has_joined = False
         self._said: tuple[str, object] = ("waiting", None)
         self._jobs: list[asyncio.Task[None]] = []
+        self._asked: asyncio.Task[None] | None = None
         self.state, self.why = "waiting", ""
         self.left = threading.Event()
         self.then: deque[Callable[[], None]] = deque()
@@ -120,11 +124,23 @@ class Stay:
 
     async def _until_owner(self, ownership: Ownership) -> None:
         while True:
-            await self._until_well()
-            if ownership.claim():
+            if not ownership.claim():
+                self._turn("standby")
+            elif await self._is_well_within(ANSWER_WITHIN):
                 return
-            self._turn("standby")
+            else:
+                ownership.give_up()
             await asyncio.sleep(CLAIM_EVERY * (0.5 + self._rng.random()))
+
+    async def _is_well_within(self, seconds: float) -> bool:
+        done, _ = await asyncio.wait({self._asking()}, timeout=seconds)
+        return bool(done)
+
+    def _asking(self) -> asyncio.Task[None]:
+        """Ends when the application is well. There is one at a time: a function that hangs holds a thread."""
+        if self._asked is None or self._asked.done():
+            self._asked = asyncio.get_running_loop().create_task(self._until_well())
+        return self._asked
 
     async def _until_well(self) -> None:
         complained: set[str] = set()
@@ -132,7 +148,10 @@ class Stay:
             try:
                 if await self._liveness.is_well():
                     return
-            except Exception as error:  # the user's function
+            except (Exception, asyncio.CancelledError, SystemExit, KeyboardInterrupt) as error:  # the user's function
+                task = asyncio.current_task()
+                if task is None or task.cancelling():
+                    raise
                 if type(error).__name__ not in complained:
                     complained.add(type(error).__name__)
                     logger.exception("%s: asking the application whether it is alive failed", self._entry.name)
@@ -140,7 +159,7 @@ class Stay:
 
     async def _register(self) -> None:
         while True:
-            await self._until_well()
+            await self._asking()
             told = self._clock()
             try:
                 await self._tell("service", "register", data=self._entry.told())
@@ -176,16 +195,13 @@ class Stay:
 
     async def _answers_in_time(self, ownership: Ownership) -> bool:
         """Wait until the application answers; False if the registry has called it critical by then."""
-        asked = asyncio.ensure_future(self._until_well())
-        try:
-            done, _ = await asyncio.wait({asked}, timeout=max(0.0, self._pulse.runs_out - self._clock()))
-            if not done:
-                self._turn("critical", f"the application has not answered for {self._entry.ttl:g} s")
-                ownership.give_up()
-            await asked
-        finally:
-            asked.cancel()
-        return bool(done)
+        # That time may have passed already, where it was the registry that did not answer.
+        if await self._is_well_within(max(self._pulse.runs_out - self._clock(), self._entry.ttl / 3)):
+            return True
+        self._turn("critical", f"the application has not answered for {self._entry.ttl:g} s that it is well")
+        ownership.give_up()
+        await self._asking()
+        return False
 
     async def _beat(self) -> None:
         if self._entry.check == "ttl":
@@ -214,6 +230,8 @@ class Stay:
             if self._has_joined:
                 await self._leave(ownership)
         finally:
+            if self._asked is not None:
+                self._asked.cancel()
             self.state = "closed"
             ownership.close()
             self.left.set()
