@@ -198,7 +198,12 @@ class Mesh:
     @classmethod
     def _from(cls, source: Source, reload: bool, settings: dict[str, Any]) -> Mesh:
         content = source.content()
-        found = source.read(content)
+        try:
+            found = source.read(content)
+        except ConfigError as error:
+            if source.path is not None:
+                error.add_note(f"in {source.path}")
+            raise
         mesh = cls(*found.services, **{**found.options, **settings})
         if reload and source.path is not None:
             from meshlib.config.reload import Reload

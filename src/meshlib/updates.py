@@ -53,9 +53,8 @@ class Updates:
     def follow(self, cluster: Cluster) -> None:
         """Have a service's endpoints found out by the resolver that its settings name now.
 
-        What another one has found stays until this one has answered.
-
-        It does no harm to say it twice. Not from two threads at once.
+        What another one has found stays until this one has answered. It does no harm to say it twice, but not from two
+        threads at once.
         """
         if not cluster.is_known:
             cluster.source = source_of(_resolver(cluster))

@@ -347,6 +347,7 @@ def test_a_file_that_is_no_toml_says_where(tmp_path: Path, content: bytes, fault
     with pytest.raises(ConfigError) as caught:
         Mesh.from_toml(tmp_path / "mesh.toml")
     assert str(caught.value).startswith(fault)
+    assert caught.value.__notes__ == [f"in {tmp_path / 'mesh.toml'}"]
 
 
 def test_a_file_must_be_there_and_be_one(tmp_path: Path) -> None:

@@ -225,6 +225,20 @@ def test_the_hash_key_is_found_as_the_settings_say_now() -> None:
         assert len(answers) == 3
 
 
+def test_doubts_are_those_of_the_settings_of_now(caplog: pytest.LogCaptureFixture) -> None:
+    keyed, doubtful = ConsistentHash(key="header:x-user-id"), Timeout(total=1.0)
+    mesh = Mesh(Service("orders", [A, B], balancer=keyed, timeout=doubtful), inner=answering())
+    with mesh.client("orders") as client:
+        client.get("/")
+    assert len(mesh.snapshot()["orders"].warnings) == 2
+    mesh.update(Service("orders", [A, B], timeout=doubtful))
+    (warning,) = mesh.snapshot()["orders"].warnings
+    assert "timeout.attempt" in warning
+    assert caplog.text.count("timeout.attempt, ") == caplog.text.count("hash key") == 1
+    mesh.update(Service("orders", [A, B], timeout=Timeout(total=2.0)))
+    assert caplog.text.count("timeout.attempt, ") == 2
+
+
 # All or none
 
 

@@ -230,7 +230,7 @@ class Cluster:
             self._set_bounds(service)
             self.bucket.adopt(service.retry.budget)
             self.shedder.adopt(service.throttle)
-            self.doubted = set()
+            self._forget_doubts(changed)
             for node in self._nodes.values():
                 node.adopt(service.balancer)
                 node.breaker.adopt(service.breaker, now)
@@ -429,6 +429,14 @@ class Cluster:
         self.most = inf if limit is None else limit.max_in_flight
         self.most_each = inf if limit is None or limit.per_endpoint is None else limit.per_endpoint
         self.slow_call = inf if slow_call is None else slow_call
+
+    def _forget_doubts(self, changed: tuple[str, ...]) -> None:
+        """What was said of settings that are others now may be said again, of what happens from now on."""
+        self.doubted = {about for about in self.doubted if about.partition(".")[0] not in changed}
+        if "balancer" in changed:
+            self.keyless = 0
+        if "timeout" in changed:
+            self.cut_short = 0
 
     def _adopt_hedge(self, service: Service) -> None:
         """Under the lock."""
