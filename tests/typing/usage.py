@@ -52,7 +52,7 @@ from meshlib.core.report import Attempt, Report
 from meshlib.core.snapshot import NodeSnapshot, ServiceSnapshot
 from meshlib.discovery import Failover, File, Resolution, Resolver, Static
 from meshlib.events import Ejected, Event
-from meshlib.testing import BalancerHarness, ManualClock
+from meshlib.testing import BalancerHarness, Faults, ManualClock, ManualResolver, faults, no_backoff
 
 # Settings
 
@@ -303,3 +303,17 @@ by_key: tuple[Balancer, ...] = (
 own_wait = Retry(wait=lambda state: 0.1 * state.attempt_number, stop=lambda state: state.idle_for > 1, on=None)
 chance: Rng = random.Random(1)
 Service("own", ["10.0.0.1:80"], balancer=Freshest(spread=0.2))
+
+# Tests
+
+by_manual = ManualResolver(["10.0.0.1:80", Endpoint("10.0.0.2", 80)])
+by_manual.set([Endpoint("10.0.0.1", 80)])
+by_manual.fail(OSError("down"))
+Service("manual", by_manual)
+with (
+    no_backoff(),
+    faults(mesh, "orders", fail=0.3, status=503, endpoint=("10.0.0.1", 80), rng=random.Random(1)) as played_faults,
+    faults(mesh, "orders", hang=1, latency=0.2, endpoint="10.0.0.1:80"),
+):
+    assert_type(played_faults, Faults)
+    assert_type(played_faults.hit, int)
