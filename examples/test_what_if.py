@@ -23,12 +23,12 @@ def state_of(client: httpx.Client, number: int) -> str:
 # Its tests
 
 
-def test_what_if_orders_hangs() -> None:
+def test_what_if_orders_hangs():
     with faults(mesh, "orders", hang=1.0):
         assert state_of(5) == "soon"
 
 
-def test_what_if_every_tenth_answer_is_a_503(mesh_upstreams, mesh_no_backoff) -> None:  # type: ignore[no-untyped-def]
+def test_what_if_every_tenth_answer_is_a_503(mesh_upstreams, mesh_no_backoff):
     servers = mesh_upstreams(2)
     mesh = Mesh(Service("orders", [server.address for server in servers]))
     with mesh.client("orders") as client, faults(mesh, "orders", fail=0.1, status=503) as played:
@@ -37,14 +37,14 @@ def test_what_if_every_tenth_answer_is_a_503(mesh_upstreams, mesh_no_backoff) ->
     assert played.hit > 0
 
 
-def test_what_if_a_server_dies(mesh_upstreams) -> None:  # type: ignore[no-untyped-def]
+def test_what_if_a_server_dies(mesh_upstreams):
     one, two = mesh_upstreams(2)
     with Mesh(Service("orders", [one.address, two.address])).client("orders") as client:
         one.kill()
         assert {client.get("/v1/orders/5").headers["x-upstream"] for _ in range(10)} == {two.name}
 
 
-def test_what_if_the_answer_is_cut_off(mesh_upstreams) -> None:  # type: ignore[no-untyped-def]
+def test_what_if_the_answer_is_cut_off(mesh_upstreams):
     [server] = mesh_upstreams(1)
     server.script({"status": 500}, {"fault": "reset"}, then={"body": "shipped"})
     mesh = Mesh(Service("orders", [server.address], retry=Retry(on_status={500})))
@@ -53,7 +53,7 @@ def test_what_if_the_answer_is_cut_off(mesh_upstreams) -> None:  # type: ignore[
     assert (answer.text, len(report(answer).attempts)) == ("shipped", 3)
 
 
-def test_what_if_a_minute_goes_by(mesh_upstreams, mesh_clock) -> None:  # type: ignore[no-untyped-def]
+def test_what_if_a_minute_goes_by(mesh_upstreams, mesh_clock):
     servers = mesh_upstreams(2)
     endpoints = [server.address for server in servers]
     orders = Service("orders", endpoints, balancer=RoundRobin(), breaker=Breaker(consecutive=1))
@@ -67,7 +67,7 @@ def test_what_if_a_minute_goes_by(mesh_upstreams, mesh_clock) -> None:  # type: 
         assert mesh.snapshot()["orders"].nodes[0].state == "closed"
 
 
-def test_what_if_endpoints_come_and_go(mesh_upstreams) -> None:  # type: ignore[no-untyped-def]
+def test_what_if_endpoints_come_and_go(mesh_upstreams):
     one, two = mesh_upstreams(2)
     endpoints = ManualResolver([one.address])
     with Mesh(Service("orders", endpoints)) as mesh, mesh.client("orders") as client:

@@ -446,9 +446,13 @@ def test_what_cannot_be_decorated_says_why(function: Any, said: str) -> None:
         ({"timeout": 0}, ConfigError, "timeout: must be > 0 .*, got 0"),
         ({"hash_key": 5}, ConfigError, "hash_key: must be a string, got int"),
         ({"hash_key": str}, TypeError, "must be a string, or a function of the arguments, got the class str"),
-        ({"hash_key": lambda user: user}, TypeError, "hash_key of order takes 'user', which is none of its arguments"),
+        (
+            {"hash_key": lambda user: user},
+            TypeError,
+            "takes 'user', which is none of its arguments: number, fresh$",
+        ),
         ({"hash_key": lambda client: "k"}, TypeError, "hash_key of order takes 'client'"),
-        ({"fallback": lambda user: user}, TypeError, "fallback of order takes 'user'"),
+        ({"fallback": lambda user: user}, TypeError, "fallback of order takes 'user', .*: number, fresh, error$"),
         ({"fallback": order_async.__wrapped__}, TypeError, "fallback of order must not be async"),  # type: ignore[attr-defined]
         ({"url_template": "/orders?id={id}"}, ConfigError, "url_template: must be a path with names in it"),
     ],

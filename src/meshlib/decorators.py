@@ -377,11 +377,11 @@ def _reader(
         return lambda args, kwargs, raised: given()
     if any(each.kind in (each.VAR_POSITIONAL, each.VAR_KEYWORD) for each in wanted):
         return lambda args, kwargs, raised: given(*args, **kwargs)
-    known = {*rest.parameters, error}
+    known = [*rest.parameters, *filter(None, [error])]
     names = [each.name for each in wanted if each.name in known and each.kind is not each.POSITIONAL_ONLY]
     for each in wanted:
         if each.name not in names and each.default is each.empty:
-            there = ", ".join(known - {""}) or "none"
+            there = ", ".join(known) or "none"
             raise TypeError(f"{what} of {name} takes {each.name!r}, which is none of its arguments: {there}")
 
     def read(args: Any, kwargs: Any, raised: Any) -> Any:

@@ -55,6 +55,8 @@ from meshlib.events import Ejected, Event
 from meshlib.registry import Registration
 from meshlib.testing import BalancerHarness, ManualClock
 
+from meshlib.testing import BalancerHarness, Faults, ManualClock, ManualResolver, faults, no_backoff
+
 # Settings
 
 orders = Service("orders", ["10.0.0.1:8080", "10.0.0.2:8080"])
@@ -322,3 +324,17 @@ async def registered(alive: Callable[[], Awaitable[bool]]) -> None:
 assert_type(Mesh.from_mapping({"services": {"orders": {"resolver": ["10.0.0.1:80"]}}}, zone="a"), Mesh)
 Mesh().update(Service("orders", ["10.0.0.1:80"]), Service("users", "dns://users:80"))
 configured: tuple[Callable[..., Mesh], ...] = (Mesh.from_toml, Mesh.from_env)
+
+# Tests
+
+by_manual = ManualResolver(["10.0.0.1:80", Endpoint("10.0.0.2", 80)])
+by_manual.set([Endpoint("10.0.0.1", 80)])
+by_manual.fail(OSError("down"))
+Service("manual", by_manual)
+with (
+    no_backoff(),
+    faults(mesh, "orders", fail=0.3, status=503, endpoint=("10.0.0.1", 80), rng=random.Random(1)) as played_faults,
+    faults(mesh, "orders", hang=1, latency=0.2, endpoint="10.0.0.1:80"),
+):
+    assert_type(played_faults, Faults)
+    assert_type(played_faults.hit, int)

@@ -90,7 +90,7 @@ class Feed:
             for part in parts_of(self._resolver):
                 self._parts.append(self._watches.follow(part, self.service.name, stir))
             patience = EVERY
-            every: float = min([EVERY, *(part.pace for part in parts_of(self._resolver) if hasattr(part, "pace"))])
+            every: float = min(EVERY, *(getattr(part, "pace", EVERY) for part in parts_of(self._resolver)))
             while True:
                 try:
                     await asyncio.wait_for(self._stirred.wait(), patience)
