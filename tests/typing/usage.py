@@ -53,8 +53,6 @@ from meshlib.core.snapshot import NodeSnapshot, ServiceSnapshot
 from meshlib.discovery import Failover, File, Resolution, Resolver, Static
 from meshlib.events import Ejected, Event
 from meshlib.registry import Registration
-from meshlib.testing import BalancerHarness, ManualClock
-
 from meshlib.testing import BalancerHarness, Faults, ManualClock, ManualResolver, faults, no_backoff
 
 # Settings
