@@ -360,7 +360,7 @@ class Mesh:
             self._attend(new.values())
             self._oversee(changed)
             for cluster, places in zip(changed, gone, strict=True):
-                self._telemetry.attend(cluster)
+                self._telemetry.lead(cluster)
                 self._clients.adopt(cluster.service)
                 review(cluster, now)
                 if places:
@@ -570,7 +570,7 @@ class Mesh:
         from meshlib.review import review
 
         for cluster in clusters:
-            self._telemetry.attend(cluster)
+            self._telemetry.lead(cluster)
             self._delivery.attach(cluster)  # not before: that a list holds what it holds is no news
             review(cluster, self._clock())
         self._oversee(clusters)
