@@ -123,10 +123,12 @@ class Mesh:
         self._clusters = {service.name: self._cluster_of(service) for service in services}
         self._clients = Clients()
         self._delivery = Delivery()
+        self._registrations: list[Registration] = []
         self._telemetry = Telemetry(
             self._clusters,
             clock,
             self._clients.counts,
+            self._registrations,
             spans=spans,
             endpoint_attributes=endpoint_attributes,
             call_duration=call_duration,
@@ -137,7 +139,6 @@ class Mesh:
         self._updates: Updates | None = None
         self._checks: Checks | None = None
         self._shared = SharedClients()
-        self._registrations: list[Registration] = []
         self._reload: Reload | None = None
         self._starts: list[Ready] = []
         self._attend(self._clusters.values())

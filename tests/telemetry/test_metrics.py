@@ -94,8 +94,9 @@ def test_T1_the_page_lists_every_metric_with_its_unit_and_attributes(
     with (
         refusing() as address,
         seen.mesh(address, two[0], retry=Retry(wait=lambda state: 0.01)).client("orders") as client,
-        seen.mesh(*two, hedge=Hedge(after=0.05)).client("orders") as hedged,
+        (here := seen.mesh(*two, hedge=Hedge(after=0.05))).client("orders") as hedged,
     ):
+        here.register("shop", port=1)
         client.get("/")  # a failover, and retries after a while
         client.get("/")
         hedged.get("/")
@@ -228,6 +229,25 @@ def test_T1_a_body_that_dies_after_its_headers_is_counted(colour: Colour, two: l
     assert isinstance(colour.run(mesh, get_or_error), httpx.TransportError)
     assert seen.value("meshlib.client.body_failures") == 1
     assert seen.value("meshlib.client.call.duration", meshlib__call__outcome="ok") == 1
+
+
+def test_T1_registrations_are_told_by_their_state(two: list[Upstream], seen: Seen) -> None:
+    mesh = seen.mesh(two[0])
+    with mesh.client("orders") as client:
+        client.get("/")
+
+    def standing() -> dict[str, int]:
+        points = seen.points("meshlib.registrations")
+        assert {each["meshlib.registration.name"] for each, _ in points} == {"shop"}
+        return {each["meshlib.registration.state"]: point.value for each, point in points if point.value}
+
+    with refusing() as ours:
+        registration = mesh.register("shop", port=Endpoint.parse(ours).port, host="127.0.0.1", at=f"consul://{ours}")
+        assert standing() == {"closed": 1}
+        with registration:
+            assert standing() == {"waiting": 1}
+    assert seen.value("meshlib.registration.events", meshlib__registration__event="registered") == 0
+    mesh.close()
 
 
 def test_T1_metrics_do_not_keep_a_mesh_alive(two: list[Upstream], seen: Seen) -> None:

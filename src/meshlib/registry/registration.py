@@ -58,6 +58,11 @@ class Registration:
         inherited.add(self)
 
     @property
+    def name(self) -> str:
+        """The service that this process is registered for."""
+        return self._entry.name
+
+    @property
     def id(self) -> str:
         """By which Consul knows it: `name-host-port`."""
         return self._entry.id

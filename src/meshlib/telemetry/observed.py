@@ -8,11 +8,11 @@ A meter takes the callbacks of an instrument once, so all meshes of a provider s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import partial
 from math import inf, isfinite
 from threading import Lock
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 from weakref import WeakValueDictionary, finalize
 
 from opentelemetry.metrics import CallbackOptions, Meter, Observation
@@ -30,8 +30,31 @@ Kind = Literal["counter", "gauge", "up_down_counter"]
 ENDPOINT_STATES: tuple[str, ...] = ("closed", "open", "half_open", "unhealthy", "waiting", "taken_out")
 
 
+REGISTRATION_STATES: tuple[str, ...] = ("waiting", "standby", "registered", "lost", "critical", "closed")
+REGISTRATION_EVENTS: tuple[str, ...] = ("registered", "heartbeats", "forgotten", "errors")
+
+
+class Registered(Protocol):
+    """A registration of this process, as far as metrics go."""
+
+    @property
+    def name(self) -> str:
+        """The service that it is registered for."""
+        ...
+
+    @property
+    def state(self) -> str:
+        """One of `REGISTRATION_STATES`."""
+        ...
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        """How often each of `REGISTRATION_EVENTS` has come to pass."""
+        ...
+
+
 class Service(NamedTuple):
-    """What is read.
+    """A service, and what is read with it.
 
     Attributes:
         cluster: the service's live state.
@@ -46,14 +69,7 @@ class Service(NamedTuple):
     is_followed: bool
 
 
-class Observed(NamedTuple):
-    """One metric."""
-
-    name: str
-    kind: Kind
-    unit: str
-    description: str
-    read: Callable[[Service], Rows]
+Named = tuple[tuple[str, str], Any]
 
 
 class Source:
@@ -63,6 +79,7 @@ class Source:
         clusters: its services.
         clock: its own.
         connections: idle and used ones by service.
+        registrations: those of this process.
 
     Attributes:
         is_followed: see `Service`.
@@ -75,18 +92,42 @@ class Source:
         clusters: Mapping[str, Cluster],
         clock: Callable[[], float],
         connections: Callable[[], Mapping[str, tuple[int, int]]],
+        registrations: Collection[Registered],
     ) -> None:
         self._clusters = clusters
         self._clock = clock
         self._connections = connections
+        self._registrations = registrations
 
-    def services(self) -> Iterable[Service]:
-        """All of them, as they are now."""
+    def services(self) -> Iterable[Named]:
+        """All services, each with the attribute that tells it apart, as they are now."""
         now = self._clock()
         for cluster in list(self._clusters.values()):
             if cluster.telemetry is not None:
                 cluster.telemetry.collect()
-            yield Service(cluster, now, self._connections, self.is_followed)
+            service = Service(cluster, now, self._connections, self.is_followed)
+            yield ("server.address", cluster.service.name), service
+
+    def registrations(self) -> Iterable[Named]:
+        """All registrations, likewise."""
+        for each in list(self._registrations):
+            yield ("meshlib.registration.name", each.name), each
+
+
+class Observed(NamedTuple):
+    """One metric.
+
+    Attributes:
+        read: its values for a service, or whatever it is `of`.
+        of: whose it is.
+    """
+
+    name: str
+    kind: Kind
+    unit: str
+    description: str
+    read: Callable[[Any], Rows]
+    of: Callable[[Source], Iterable[Named]] = Source.services
 
 
 Known = WeakValueDictionary[int, Source]
@@ -122,13 +163,13 @@ sources = Sources()
 
 
 def _observations(observed: Observed, known: Known, options: CallbackOptions) -> Iterable[Observation]:
-    """Of services of the same name in several meshes, what can be added up is; of the rest the largest counts."""
+    """Of what has the same name in several meshes, what can be added up is; of the rest the largest counts."""
     found: dict[tuple[tuple[str, str | bool], ...], float] = {}
     # Meshes come in other threads, which no iteration over what is weak survives: the references it gives.
     for source in filter(None, [reference() for reference in known.valuerefs()]):
-        for service in source.services():
-            for attributes, value in observed.read(service):
-                key = (("server.address", service.cluster.service.name), *attributes.items())
+        for name, subject in observed.of(source):
+            for attributes, value in observed.read(subject):
+                key = (name, *attributes.items())
                 if observed.kind == "gauge":
                     found[key] = max(found.get(key, -inf), value)
                 else:
@@ -255,6 +296,17 @@ def _died(service: Service) -> Rows:
     yield {}, service.cluster.tally.bodies_died
 
 
+def _standing(registration: Registered) -> Rows:
+    now = registration.state
+    for state in REGISTRATION_STATES:
+        yield {"meshlib.registration.state": state}, int(state == now)
+
+
+def _happened(registration: Registered) -> Rows:
+    for event in REGISTRATION_EVENTS:
+        yield {"meshlib.registration.event": event}, registration.counts[event]
+
+
 OBSERVED = (
     Observed(
         "http.client.active_requests",
@@ -330,6 +382,22 @@ OBSERVED = (
         "{response}",
         "Responses whose body did not end well, after a good status.",
         _died,
+    ),
+    Observed(
+        "meshlib.registrations",
+        "up_down_counter",
+        "{registration}",
+        "Registrations of this process by their state.",
+        _standing,
+        Source.registrations,
+    ),
+    Observed(
+        "meshlib.registration.events",
+        "counter",
+        "{event}",
+        "What has come to pass at the registry.",
+        _happened,
+        Source.registrations,
     ),
 )
 """All of them."""

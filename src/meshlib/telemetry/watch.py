@@ -7,7 +7,7 @@ calls leave no trail, and OpenTelemetry is not even loaded here. Looking is chea
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from math import inf
 from threading import Lock
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,7 @@ from meshlib.validation import ConfigError, Fault
 
 if TYPE_CHECKING:
     from meshlib.core.cluster import Cluster
-    from meshlib.telemetry.observed import Source
+    from meshlib.telemetry.observed import Registered, Source
     from meshlib.telemetry.recorded import Instruments
 
 logger = logging.getLogger("meshlib.telemetry")
@@ -35,6 +35,7 @@ class Telemetry:
         clusters: its services; each of them leads its calls to their telemetry.
         clock: its own.
         connections: idle and used ones by service.
+        registrations: those of this process; more may come.
         spans: which are made: `both`, `call`, `attempt` or `off`.
         endpoint_attributes: whether an attempt's duration has its endpoint as attributes.
         call_duration: whether the duration of calls is recorded beside that of attempts.
@@ -52,6 +53,7 @@ class Telemetry:
         clusters: Mapping[str, Cluster],
         clock: Callable[[], float],
         connections: Callable[[], Mapping[str, tuple[int, int]]],
+        registrations: Collection[Registered] = (),
         *,
         spans: str = "both",
         endpoint_attributes: bool = False,
@@ -62,6 +64,7 @@ class Telemetry:
         self._clusters = clusters
         self._clock = clock
         self._connections = connections
+        self._registrations = registrations
         self._source: Source | None = None
         self._instruments: Instruments | None = None
         self._spans = spans
@@ -146,7 +149,7 @@ class Telemetry:
         if self._meters is not None:  # those of before, if any, are the same
             meter = self._meters.get_meter("meshlib", _version())
             self._instruments = Instruments(meter)
-            self._source = Source(self._clusters, self._clock, self._connections)
+            self._source = Source(self._clusters, self._clock, self._connections, self._registrations)
             self._source.is_followed = self._is_followed
             sources.add(self._meters, meter, self._source)
         if self._tracers is not None:
