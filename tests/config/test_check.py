@@ -11,6 +11,8 @@ from meshes import refusing
 from meshlib.cli import main
 from meshlib.testing import Upstream
 
+pytestmark = pytest.mark.once
+
 
 def test_faults_are_printed_one_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "mesh.toml"

@@ -19,7 +19,7 @@ from meshlib.testing import Upstream
 
 LONG = 20.0
 
-pytestmark = pytest.mark.usefixtures("no_leaks")
+pytestmark = [pytest.mark.usefixtures("no_leaks"), pytest.mark.once]
 
 
 @pytest.fixture(autouse=True)
