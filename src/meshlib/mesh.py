@@ -123,10 +123,10 @@ class Mesh:
             meter_provider=meter_provider,
             tracer_provider=tracer_provider,
         )
+        self._shared = SharedClients()
         self._control: Control | None = None
         self._updates: Updates | None = None
         self._checks: Checks | None = None
-        self._shared = SharedClients()
         to_find = []
         for cluster in self._clusters.values():
             resolver = cluster.service.resolver
