@@ -135,10 +135,10 @@ class Mesh:
             meter_provider=meter_provider,
             tracer_provider=tracer_provider,
         )
+        self._shared = SharedClients()
         self._control: Control | None = None
         self._updates: Updates | None = None
         self._checks: Checks | None = None
-        self._shared = SharedClients()
         self._reload: Reload | None = None
         self._starts: list[Ready] = []
         self._attend(self._clusters.values())
