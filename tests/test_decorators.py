@@ -10,6 +10,8 @@ import os
 import pickle
 import re
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -548,6 +550,32 @@ def test_inner_transports_are_closed_as_well(is_async: bool) -> None:
 
     asyncio.run(main())
     assert closed == ["aclose" if is_async else "close"]
+
+
+AT_MODULE_LEVEL = """
+import asyncio, sys
+import httpx
+from meshlib import Mesh, Service
+
+mesh = Mesh(Service("orders", [sys.argv[1]]))
+
+@mesh.call("orders")
+def ask(client: httpx.Client) -> int:
+    return client.get("/").status_code
+
+@mesh.call("orders")
+async def ask_async(client: httpx.AsyncClient) -> int:
+    return (await client.get("/")).status_code
+
+assert [ask(), asyncio.run(ask_async())] == [200, 200]
+"""
+
+
+@pytest.mark.once
+def test_its_clients_are_closed_at_the_end_of_the_process(upstream: Upstream) -> None:
+    command = [sys.executable, "-W", "always", "-c", AT_MODULE_LEVEL, upstream.address]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_one_function_serves_several_loops_and_colours(colour: Any, upstream: Upstream) -> None:

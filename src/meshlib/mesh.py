@@ -107,7 +107,7 @@ class Mesh:
         clock: Callable[[], float] = time.monotonic,
         rng: random.Random | None = None,
     ) -> None:
-        from meshlib.decorators import SharedClients
+        from meshlib.clients import SharedClients
         from meshlib.delivery import Delivery
         from meshlib.telemetry.watch import Telemetry
         from meshlib.transport.draining import Clients

@@ -10,13 +10,12 @@ import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from starlette.requests import HTTPConnection
 from starlette.responses import Response
 
 from meshlib.ext.asgi import MESH, App, MeshMiddleware, Message, Receive, Send, StatusRequest, status_app
-from meshlib.ext.clients import shared_by
 
 if TYPE_CHECKING:
     import fastapi
@@ -53,17 +52,12 @@ def lifespan(
     async def living(app: Any) -> AsyncIterator[Any]:
         async with AsyncExitStack() as stack:
             app.state.meshlib = await stack.enter_async_context(mesh)
-            stack.push_async_callback(_close_clients, mesh)
             state = None if then is None else await stack.enter_async_context(then(app))
             if register is not None:
                 await stack.enter_async_context(register)
             yield state
 
     return living
-
-
-async def _close_clients(mesh: Mesh) -> None:
-    await shared_by(mesh).aclose()
 
 
 def client(service: str, *, mesh: Mesh | None = None) -> Any:
@@ -112,8 +106,8 @@ class ClientOf:
 
     async def __call__(self, connection: HTTPConnection) -> httpx.Client | httpx.AsyncClient:
         """The client, for one request."""
-        clients = shared_by(self.mesh or self._mesh_of(connection))
-        return clients.sync(self.service) if self.is_sync else clients.asynchronous(self.service)
+        mesh = self.mesh or self._mesh_of(connection)
+        return cast("httpx.Client | httpx.AsyncClient", mesh._shared.take(mesh, self.service, not self.is_sync))
 
     def _mesh_of(self, connection: HTTPConnection) -> Mesh:
         mesh: Mesh | None = getattr(connection.app.state, "meshlib", None) or connection.scope.get(MESH)
