@@ -60,8 +60,10 @@ class Scope:
         return self.bound.get(service, self.options)
 
     def lift(self) -> None:
-        """Take back this block's own deadline: it holds for no call, and no block, that begins from now on."""
+        """Take back this block's own deadline and attempt: they hold for no call, and no block, that begins from now
+        on."""
         self.deadline = self.outer.deadline if self.outer else math.inf
+        self.attempt = self.outer.attempt if self.outer else 1
 
 
 NOTHING = Scope(None, {}, math.inf)
