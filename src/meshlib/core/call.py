@@ -16,12 +16,11 @@ told to `lose`.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
-from itertools import chain, islice
 from math import inf
 from typing import TYPE_CHECKING
 
 from meshlib.core.backoff import Evidence, advised, delay_before, is_asked_for
-from meshlib.core.breaker import UNHEARD
+from meshlib.core.choosing import anywhere, attempt_at, for_backup, has_untried, probe, well_first
 from meshlib.core.cluster import Cluster
 from meshlib.core.node import Node
 from meshlib.core.outcome import (
@@ -51,15 +50,6 @@ LONGEST_SHUN = 10.0
 STALLED = 0.25
 """Seconds after its own deadline at which an attempt's end tells of us rather than of its node (rule B6): a timer that
 goes off so late was kept by a blocked event loop, or by a machine that was suspended."""
-
-RESERVED = 5.0
-"""Seconds that a probe which is due waits for a call that may be repeated, before another has to make it."""
-
-FEW = 32
-"""Nodes among which a retry looks for one that is well: where there are thousands, maybe none of them is."""
-
-LAPSE = 1.0
-"""Seconds after its deadline at which an attempt that never reported is taken for lost."""
 
 
 class Call:
@@ -318,7 +308,7 @@ class Call:
             # and half of the budget is kept for those that would fail without it.
             has_room = not cluster.shedder.is_awake and cluster.in_flight < cluster.most
             has_room = has_room and cluster.bucket.tokens >= cluster.bucket.capacity / 2
-            node = self._well_and_untried(now) if has_room and hedging.is_affordable else None
+            node = for_backup(cluster, self._key, self._tried(), now) if has_room and hedging.is_affordable else None
             if node is None or not (paid := cluster.pay(now, throttled=False)):
                 return None
             hedging.spend()
@@ -361,7 +351,7 @@ class Call:
         """Another attempt: a transparent one where the last was, else see `_choose`."""
         attempt = None
         if self._kind == "transparent" and self._stale_at is not None:
-            attempt = self._attempt_at(self._stale_at, "again", now, deadline)
+            attempt = attempt_at(self.cluster, self._stale_at, "again", now, deadline)
         attempt = attempt or self._choose(now, deadline, self._tried())
         if attempt is not None:
             attempt.kind, attempt.waited = self._kind, self._waited
@@ -372,64 +362,19 @@ class Call:
         view = self.cluster.view
         if self._walked is not view:  # what was removed meanwhile gets no attempt
             self._walk, self._walked = view.candidates(now, self._key), view
-        if view.ejected and not tried and (attempt := self._probe(view, now, deadline)) is not None:
+        if view.ejected and not tried and (attempt := probe(self.cluster, self.repeatable, now, deadline)) is not None:
             return attempt
         if tried and view.panicking and self._well_first is not view:  # the first attempt has spared the survivors
-            self._walk, self._well_first = _well_first(self._walk), view
+            self._walk, self._well_first = well_first(self._walk), view
         for node in self._walk:
             if node in tried:
                 continue
             breaker = node.breaker
             if breaker.state == "closed":  # nearly always
                 return Attempt(node, breaker.generation, view.balancer, now, deadline)
-            if (attempt := self._attempt_at(node, view.balancer, now, deadline)) is not None:
+            if (attempt := attempt_at(self.cluster, node, view.balancer, now, deadline)) is not None:
                 return attempt
-        return self._choose_again(list(view.candidates(now, self._key)), now, deadline)
-
-    def _probe(self, view: View, now: float, deadline: float) -> Attempt | None:
-        """An attempt on an ejected node that is due for its probe, if there is one.
-
-        Balancers would come to it late: they remember its failures. It is better made by a call that can go on to
-        another endpoint when it fails, so the others leave it to those for a while.
-        """
-        due, soonest = now if self.repeatable else now - RESERVED, inf
-        if due < self.cluster.probes_at:
-            return None
-        for node in view.ejected:
-            if node.is_due(due) and (attempt := self._attempt_at(node, "probe", now, deadline)) is not None:
-                return attempt
-            soonest = min(soonest, node.breaker.next_probe_at)
-        self.cluster.probes_at = soonest
-        return None
-
-    def _attempt_at(self, node: Node, why: str, now: float, deadline: float) -> Attempt | None:
-        """An attempt on this very node, if it has room and its breaker admits the call, or a panic does."""
-        if node.in_flight >= self.cluster.most_each:
-            return None
-        was = node.breaker.state
-        permit = node.breaker.admit(now, deadline + LAPSE)
-        if permit is None:
-            if node not in self.cluster.view.panicking:
-                return None
-            return Attempt(node, UNHEARD, "panic", now, deadline)
-        if was == "closed":
-            return Attempt(node, permit, why, now, deadline)
-        self.cluster.probed(node, was, now)
-        return Attempt(node, permit, "probe", now, deadline)
-
-    def _choose_again(self, nodes: list[Node], now: float, deadline: float) -> Attempt | None:
-        """The walk is over: a node that has come or come back since it began, else the best of all once more."""
-        tried = self._tried()
-        for node in sorted([*nodes, *self.cluster.view.ejected], key=tried.__contains__):
-            why = "again" if node in tried else "late"
-            if (attempt := self._attempt_at(node, why, now, deadline)) is not None:
-                return attempt
-        return None
-
-    def _well_and_untried(self, now: float) -> Node | None:
-        """The best node for a backup, which is to answer soon: so no probe, and nobody twice."""
-        tried, order = self._tried(), self.cluster.view.candidates(now, self._key)
-        return next((node for node in order if node not in tried and node.breaker.state == "closed"), None)
+        return anywhere(self.cluster, self._key, self._tried(), now, deadline)
 
     def _goes_on_without(self, attempt: Attempt) -> bool:
         """Whether the other attempt is under way, so that it has the last word. Under the lock."""
@@ -524,7 +469,9 @@ class Call:
         if attempt.outcome is not Outcome.not_sent:
             return False
         failovers = sum(each.kind == "failover" for each in self.report.attempts)
-        return failovers < len(self.cluster.view.nodes) and self._untried(now)  # whom the balancer may not offer
+        return failovers < len(self.cluster.view.nodes) and has_untried(
+            self.cluster, self._tried(), now
+        )  # whom the balancer may not offer
 
     def _why_no_retry(self, attempt: Attempt) -> Decision | None:
         """Why there may be no retry, by the rules alone; None if there may."""
@@ -545,25 +492,6 @@ class Call:
         """The server's word (rule C9); nothing before a failover or the first retry elsewhere; else the back-off."""
         if attempt.retry_after is not None:
             return attempt.retry_after
-        if kind == "failover" or (self._counted == 1 and self._untried(now)):
+        if kind == "failover" or (self._counted == 1 and has_untried(self.cluster, self._tried(), now)):
             return 0.0
         return delay_before(self._counted, self.cluster.rng)
-
-    def _untried(self, now: float) -> bool:
-        """Whether there is a usable node with room this call has not been to."""
-        tried, view, most = self._tried(), self.cluster.view, self.cluster.most_each
-        return any(
-            node not in tried and node.in_flight < most and (node.breaker.is_eligible(now) or node in view.panicking)
-            for node in chain(view.offered, view.ejected)
-        )
-
-
-def _well_first(walk: Iterator[Node]) -> Iterator[Node]:
-    """The same order, but of the next few those that something speaks against come last."""
-    unwell = []
-    for node in islice(walk, FEW):
-        if node.is_healthy:
-            yield node
-        else:
-            unwell.append(node)
-    yield from chain(unwell, walk)
