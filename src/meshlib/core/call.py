@@ -19,19 +19,13 @@ from collections.abc import Collection, Iterator
 from math import inf
 from typing import TYPE_CHECKING
 
-from meshlib.core.backoff import Evidence, advised, delay_before, is_asked_for
-from meshlib.core.choosing import anywhere, attempt_at, for_backup, has_untried, probe, well_first
+from meshlib.core.backoff import advised
+from meshlib.core.choosing import anywhere, attempt_at, for_backup, probe, well_first
 from meshlib.core.cluster import Cluster
+from meshlib.core.ending import Ending, drop, judge, spoil
+from meshlib.core.following import Standing, another
 from meshlib.core.node import Node
-from meshlib.core.outcome import (
-    REJECTING,
-    End,
-    Outcome,
-    is_throttling,
-    outcome_of_end,
-    outcome_of_status,
-    verdict_of,
-)
+from meshlib.core.outcome import REJECTING, End, Outcome
 from meshlib.core.report import Attempt, Kind, Report
 from meshlib.core.tally import Decision
 from meshlib.core.view import View
@@ -43,13 +37,6 @@ TIMER_SLACK = 0.002
 """Seconds by which a timer may go off before the instant it was set for."""
 
 OK = Outcome.ok  # an enum's member costs more to find than the rest of the line that needs it
-
-LONGEST_SHUN = 10.0
-"""Seconds that balancers take a `Retry-After` for, at most: it is one server's word, and forgotten only slowly."""
-
-STALLED = 0.25
-"""Seconds after its own deadline at which an attempt's end tells of us rather than of its node (rule B6): a timer that
-goes off so late was kept by a blocked event loop, or by a machine that was suspended."""
 
 
 class Call:
@@ -81,7 +68,6 @@ class Call:
     _counted = 1
     _paid = 0.0
     _waited = 0.0
-    _transparent_used = False
     _stale_at: Node | None = None
     refused = ""
     _is_hedged = False
@@ -167,35 +153,13 @@ class Call:
         with self.cluster.lock:
             attempt.node.restart(attempt.number, now)
 
-    def settle(
-        self,
-        attempt: Attempt,
-        now: float,
-        *,
-        status: int | None = None,
-        retry_after: float | None = None,
-        end: End | None = None,
-        error: str | None = None,
-        sent: bool = True,
-        resendable: bool = True,
-        whole: bool = False,
-        overloaded: bool = False,
-        evidence: Evidence = lambda: None,
-    ) -> float | None:
+    def settle(self, attempt: Attempt, now: float, ending: Ending) -> float | None:
         """Judge an attempt by its headers, or by its end without any, and decide what follows.
 
         Args:
             attempt: what `begin` returned.
             now: the time.
-            status: the answer's status.
-            retry_after: the answer's `Retry-After` in seconds.
-            end: what ended it, if there was no answer.
-            error: the exception in words, for the report.
-            sent: whether any request byte was written.
-            resendable: whether the body can be sent whole again (rule C3).
-            overloaded: whether the answer says that its sender is.
-            whole: whether the answer's body is here as well, so that the attempt is over and nobody will `release` it.
-            evidence: makes what the user's strategies are to see of the end, if they are asked.
+            ending: how it ended.
 
         Returns:
             None if this was the last attempt; else the seconds to wait before the next `begin`.
@@ -203,35 +167,22 @@ class Call:
         Raises:
             Exception: a strategy's own; the attempt is settled by then.
         """
-        if retry_after is not None:
-            attempt.retry_after = retry_after
-        if end is None and status not in REJECTING and status not in self.service.retry.on_status:
+        if ending.retry_after is not None:
+            attempt.retry_after = ending.retry_after
+        status, cluster = ending.status, self.cluster
+        if ending.end is None and status not in REJECTING and status not in self.service.retry.on_status:
             assert status is not None
-            self.succeed(attempt, now, status, whole)
+            self.succeed(attempt, now, status, ending.whole)
             return None
-        attempt.seconds = now - attempt.started
-        attempt.status = status
-        if error is not None:
-            attempt.error = error
-        if end is End.timeout and now >= self.deadline - TIMER_SLACK:
-            end = End.deadline
-        with self.cluster.lock:
-            attempt.outcome = self._judge(attempt, now, end, sent)
-            attempt.throttled = overloaded or (status is not None and is_throttling(status, retry_after))
-            self._tell_throttle(attempt, now, end)
-            if whole or end is not None:
-                self.cluster.in_flight -= attempt.finish()
+        if ending.end is End.timeout and self.is_expired(now):
+            ending = ending._replace(end=End.deadline)
+        with cluster.lock:
+            judge(cluster, attempt, ending, now)
+            cluster.cut_short += ending.end is End.deadline and self._kind == "first"
             goes_on = self._is_hedged and self._goes_on_without(attempt)
-        if goes_on or end is End.caller:
+        if goes_on or ending.end is End.caller:
             return None
-        if not resendable:
-            return self._stop(attempt, "not_repeatable")
-        if end is End.stale and not self._transparent_used and (self.repeatable or not sent):
-            self._transparent_used, self._stale_at = True, attempt.node  # rule C8: nobody's fault, and free, once
-            return self._go_on(attempt, "transparent", 0.0)
-        if self.is_expired(now):
-            return self._stop(attempt, "deadline")
-        return self._follow(attempt, now, evidence) if self._retries else self._stop(attempt, "switched_off")
+        return self._follow(attempt, ending, now)
 
     def succeed(self, attempt: Attempt, now: float, status: int, whole: bool) -> None:
         """What `settle` does about an answer that is neither a rejection nor worth a retry, as most are.
@@ -273,11 +224,7 @@ class Call:
                 return
             cluster.in_flight -= 1
             if died is not None and attempt.outcome is Outcome.ok:
-                attempt.outcome, attempt.error = Outcome.failed, died
-                cluster.tally.bodies_died += 1
-                attempt.node.failures += 1
-                attempt.node.blame(died, now)
-                cluster.record(attempt.node, attempt.permit, False, now)
+                spoil(cluster, attempt, died, now)
 
     @property
     def may_be_hedged(self) -> bool:
@@ -320,19 +267,9 @@ class Call:
         return attempt
 
     def lose(self, attempt: Attempt, now: float) -> None:
-        """An attempt is dropped since the other one has answered: nobody's fault, but so long it has taken already.
-
-        Only a probe has failed: it was to show that its node is well. Else a node that hangs would have one by every
-        call, each of which would be hedged.
-        """
-        attempt.seconds = now - attempt.started
-        attempt.outcome, attempt.error = Outcome.abandoned, "the other attempt ended the call"
-        node = attempt.node
+        """The other attempt has answered, and this one is dropped."""
         with self.cluster.lock:
-            node.settle(attempt.number, now, None)
-            node.give_up(attempt.seconds, now)
-            self.cluster.record(node, attempt.permit, False if attempt.why == "probe" else None, now)
-            self.cluster.in_flight -= attempt.finish()
+            drop(self.cluster, attempt, now)
             if attempt.kind == "hedge":
                 self._paid = 0.0  # it was the first try that succeeded
 
@@ -386,49 +323,31 @@ class Call:
         """The nodes this call has been to."""
         return [attempt.node for attempt in self.report.attempts]
 
-    def _judge(self, attempt: Attempt, now: float, end: End | None, sent: bool) -> Outcome:
-        """Find the outcome, and tell node and breaker."""
-        node = attempt.node
-        if end is None:
-            assert attempt.status is not None
-            outcome = outcome_of_status(attempt.status)
-        else:
-            outcome = outcome_of_end(end, sent=sent, lasted=attempt.seconds, usual=node.usual or None)
-        verdict = verdict_of(outcome, attempt.status, end) if now <= attempt.deadline + STALLED else None
-        node.settle(attempt.number, now, verdict)
-        if verdict is False:
-            node.blame(attempt.error or f"status {attempt.status}", now)
-        if end is End.deadline:
-            self.cluster.cut_short += self._kind == "first"
-        if verdict is None and end in (End.deadline, End.caller):
-            node.give_up(attempt.seconds, now)  # nobody's fault, but so long it has taken already
-        elif attempt.retry_after is not None:
-            node.shun(min(attempt.retry_after, LONGEST_SHUN), now)
-        self.cluster.record(node, attempt.permit, verdict, now)
-        return outcome
+    def _follow(self, attempt: Attempt, ending: Ending, now: float) -> float | None:
+        """Whether there is another attempt, of which kind, and after how long."""
+        if not ending.resendable:
+            return self._stop(attempt, "not_repeatable")
+        if ending.end is End.stale and self._stale_at is None and (self.repeatable or not ending.sent):
+            self._stale_at = attempt.node  # rule C8: nobody's fault, and free, once
+            return self._go_on(attempt, "transparent", 0.0)
+        if self.is_expired(now):
+            return self._stop(attempt, "deadline")
+        return self._come_again(attempt, ending, now) if self._retries else self._stop(attempt, "switched_off")
 
-    def _tell_throttle(self, attempt: Attempt, now: float, end: End | None) -> None:
-        """Timeouts and answers that say so are signs of overload; other answers of none. The rest says nothing."""
-        cluster, shedder = self.cluster, self.cluster.shedder
-        timed_out = end is End.timeout or (end is End.deadline and attempt.outcome is Outcome.failed)
-        if attempt.throttled or (timed_out and now <= attempt.deadline + STALLED):
-            shedder.overloaded(now, cluster.in_flight)
-        elif shedder.is_awake and attempt.status is not None:
-            shedder.accepted(now)
-
-    def _follow(self, attempt: Attempt, now: float, evidence: Evidence) -> float | None:
-        """Whether there is another attempt to be paid for, of which kind, and after how long."""
-        cluster = self.cluster
+    def _come_again(self, attempt: Attempt, ending: Ending, now: float) -> float | None:
+        """A failover or a retry, if there may be one, there is time for it and it can be paid for."""
+        cluster, retry, attempts = self.cluster, self.service.retry, self.report.attempts
         with cluster.lock:
-            kind: Kind = "failover" if self._fails_over(attempt, now) else "retry"
-            forbidden = self._why_no_retry(attempt) if kind == "retry" else None
-            wait: float | None = None if forbidden else self._wait_before(kind, attempt, now)
-        if forbidden is not None:
-            return self._stop(attempt, forbidden)
-        if kind == "retry" and wait is not None:
-            wait = advised(self.service.retry, self.report.attempts, self._counted, now, wait, evidence)
-        if wait is None:
-            return self._stop(attempt, "strategy")
+            standing = Standing(retry, self.repeatable, self._on_behalf, attempts, self._counted)
+            found = another(cluster, standing, attempt, now)
+        if isinstance(found, str):
+            return self._stop(attempt, found)
+        kind, wait = found
+        if kind == "retry":
+            advice = advised(retry, attempts, self._counted, now, wait, ending.evidence)
+            if advice is None:
+                return self._stop(attempt, "strategy")
+            wait = advice
         if self.is_expired(now + wait):
             return self._stop(attempt, "deadline")
         with cluster.lock:
@@ -463,35 +382,3 @@ class Call:
             return "no_budget"
         self._paid = paid + self._paid if kind == "failover" else paid  # what was not sent was no work to anybody
         return None
-
-    def _fails_over(self, attempt: Attempt, now: float) -> bool:
-        """Whether another attempt would be a failover, which is no retry. Under the lock."""
-        if attempt.outcome is not Outcome.not_sent:
-            return False
-        failovers = sum(each.kind == "failover" for each in self.report.attempts)
-        return failovers < len(self.cluster.view.nodes) and has_untried(
-            self.cluster, self._tried(), now
-        )  # whom the balancer may not offer
-
-    def _why_no_retry(self, attempt: Attempt) -> Decision | None:
-        """Why there may be no retry, by the rules alone; None if there may."""
-        retry = self.service.retry
-        if attempt.outcome is not Outcome.not_sent:
-            if not self.repeatable:
-                return "not_repeatable"
-            if self._on_behalf:
-                return "on_behalf"
-            if attempt.status is None:
-                if attempt.outcome is not Outcome.failed:
-                    return "deadline"  # which cut it short
-            elif attempt.status not in retry.on_status and retry.on is None and not is_asked_for(attempt):
-                return "not_retryable"
-        return None if self._counted < retry.max_attempts else "attempts_exhausted"
-
-    def _wait_before(self, kind: Kind, attempt: Attempt, now: float) -> float:
-        """The server's word (rule C9); nothing before a failover or the first retry elsewhere; else the back-off."""
-        if attempt.retry_after is not None:
-            return attempt.retry_after
-        if kind == "failover" or (self._counted == 1 and has_untried(self.cluster, self._tried(), now)):
-            return 0.0
-        return delay_before(self._counted, self.cluster.rng)

@@ -7,7 +7,7 @@ All of it happens under the cluster's lock.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from itertools import chain, islice
 from math import inf
 
@@ -84,9 +84,9 @@ def for_backup(cluster: Cluster, key: str | None, tried: Collection[Node], now: 
     return next((node for node in order if node not in tried and node.breaker.state == "closed"), None)
 
 
-def has_untried(cluster: Cluster, tried: Collection[Node], now: float) -> bool:
-    """Whether there is a usable node with room among those that a call has not been to."""
-    view, most = cluster.view, cluster.most_each
+def has_untried(cluster: Cluster, attempts: Sequence[Attempt], now: float) -> bool:
+    """Whether there is a usable node with room to which none of these attempts went. The walk may not offer it."""
+    tried, view, most = [attempt.node for attempt in attempts], cluster.view, cluster.most_each
     return any(
         node not in tried and node.in_flight < most and (node.breaker.is_eligible(now) or node in view.panicking)
         for node in chain(view.offered, view.ejected)
