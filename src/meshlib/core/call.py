@@ -120,13 +120,15 @@ class Call:
                 cluster.collect_orphans()
             if self._kind != "first":
                 attempt = self._choose_next(now, deadline)
-            elif (cluster.shedder.is_awake or cluster.in_flight >= cluster.most) and (why := cluster.refusal(now)):
+            elif (cluster.shedder.is_awake or cluster.in_flight >= cluster.most) and (
+                why := cluster.gate.refusal(cluster.in_flight, now)
+            ):
                 self.refused = why
                 return None
             else:
                 attempt = self._choose(now, deadline)
-                if attempt is None:
-                    self.refused = cluster.fullness()
+                if attempt is None and cluster.view.offered:
+                    self.refused = cluster.gate.fullness()
             if attempt is not None:
                 cluster.in_flight += 1
                 self.report.attempts.append(attempt)
@@ -251,12 +253,10 @@ class Call:
         if hedging is None or deadline <= now:
             return None
         with cluster.lock:
-            # A service that sheds calls, or has as many as it may, needs a second request for one of them least of all;
-            # and half of the budget is kept for those that would fail without it.
-            has_room = not cluster.shedder.is_awake and cluster.in_flight < cluster.most
-            has_room = has_room and cluster.bucket.tokens >= cluster.bucket.capacity / 2
-            node = for_backup(cluster, self._key, self._tried(), now) if has_room and hedging.is_affordable else None
-            if node is None or not (paid := cluster.pay(now, throttled=False)):
+            if not hedging.is_affordable or not cluster.gate.has_spare(cluster.in_flight):
+                return None
+            node = for_backup(cluster, self._key, self._tried(), now)
+            if node is None or not (paid := cluster.gate.pay_for_backup(now)):
                 return None
             hedging.spend()
             self._paid, self._is_hedged = paid, True
@@ -351,9 +351,11 @@ class Call:
         if self.is_expired(now + wait):
             return self._stop(attempt, "deadline")
         with cluster.lock:
-            unpaid = self._pay(kind, attempt, now)
-        if unpaid is not None:
-            return self._stop(attempt, unpaid)
+            paid = cluster.gate.pay(kind, attempt, now)
+            if not isinstance(paid, str):
+                self._paid = paid + self._paid if kind == "failover" else paid  # what was not sent was nobody's work
+        if isinstance(paid, str):
+            return self._stop(attempt, paid)
         self._counted += kind == "retry"
         return self._go_on(attempt, kind, wait)
 
@@ -372,13 +374,3 @@ class Call:
         attempt.decision = decision
         with self.cluster.lock:
             self.cluster.tally.decisions[decision] += 1
-
-    def _pay(self, kind: Kind, attempt: Attempt, now: float) -> Decision | None:
-        """Pay for another attempt, unless the throttle forbids it; returns why not, if so. Under the lock."""
-        cluster = self.cluster
-        if kind == "retry" and cluster.shedder.is_awake and not cluster.admits(now):
-            return "throttled"
-        if not (paid := cluster.pay(now, throttled=attempt.throttled)):
-            return "no_budget"
-        self._paid = paid + self._paid if kind == "failover" else paid  # what was not sent was no work to anybody
-        return None

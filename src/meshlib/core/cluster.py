@@ -14,20 +14,18 @@ from math import inf
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Protocol
 
-from meshlib.core.budget import Bucket
 from meshlib.core.chance import Rng
 from meshlib.core.doubts import Doubt, Traffic, doubts_about
+from meshlib.core.gate import Gate
 from meshlib.core.hedge import Hedging
 from meshlib.core.journal import Journal
 from meshlib.core.node import Node, remembering
 from meshlib.core.report import Attempt
 from meshlib.core.snapshot import NodeSnapshot, ServiceSnapshot
 from meshlib.core.tally import Tally
-from meshlib.core.throttle import Shedder
 from meshlib.core.view import Level, Levels, View, most_ejected
 from meshlib.endpoint import Endpoint, Place
 from meshlib.events import (
-    BudgetExhausted,
     ConfigChanged,
     DiscoveryRecovered,
     DiscoveryStale,
@@ -36,8 +34,6 @@ from meshlib.events import (
     EndpointRemoved,
     Event,
     HealthChanged,
-    OverloadBegan,
-    OverloadEnded,
     PanicBegan,
     PanicEnded,
     Probing,
@@ -59,9 +55,6 @@ HURRY = 15.0
 SPARED = 0.1
 """The share of its weight that a node which is not healthy has in panic, as at the beginning of a ramp (rule B3: the
 balancer still steers)."""
-
-CALM = 5.0
-"""Seconds without a refused call after which an overload is over."""
 
 CROWD = 100
 """Nodes from which on changes of their health and steps of their ramps share a view, if they come within a moment."""
@@ -121,7 +114,6 @@ class Cluster:
         changes_at: when the view is to be built anew; see `refresh`.
         probes_at: no ejected node of the view is due for a probe before; where many are, nobody looks at each for each
             call.
-        shedder: what the throttle has heard.
         most, most_each: attempts that may be in flight at once, in all and on one node.
         slow_call: seconds after which an answer counts as a failure.
         in_flight: attempts whose response has not ended.
@@ -130,7 +122,8 @@ class Cluster:
         holds_until: when what is known of the endpoints grows stale; infinite if it never does.
         doubted: the settings of which something was said in the log.
         keyless, cut_short: see `Traffic`.
-        bucket: the retry budget.
+        gate: what may be sent.
+        bucket, shedder: the gate's, as every call reads them.
         telemetry: what begins the trails of observed calls; None while nobody observes them.
         hedging: when a call gets a backup request; None for never.
         journal: what has happened and was not told yet.
@@ -145,11 +138,12 @@ class Cluster:
         self.rng = rng
         self.lock = Lock()
         self.publishing = Lock()
-        self.bucket = Bucket(service.retry.budget)
-        self.shedder = Shedder(service.throttle)
         self.hedging = None if service.hedge is None else Hedging(service.hedge)
         self._set_bounds(service)
         self.journal = Journal(service.name)
+        self.tally = Tally()
+        self.gate = Gate(service, self.journal, self.tally, rng)
+        self.bucket, self.shedder = self.gate.bucket, self.gate.shedder
         self.orphans: deque[Attempt] = deque()
         self._nodes: dict[Place, Node] = {}
         self._published: dict[Place, Endpoint] = {}
@@ -162,9 +156,7 @@ class Cluster:
         self.warnings: tuple[str, ...] = ()
         self.doubted: set[str] = set()
         self._is_stale = False
-        self._refused_at: float | None = None
         self.in_flight = self.panics = self.keyless = self.cut_short = 0
-        self.tally = Tally()
         self.telemetry: Observer | None = None
         self.holds_until = inf
         self.changes_at, self._built_at = inf, -inf
@@ -236,8 +228,7 @@ class Cluster:
         with self.lock:
             self.service = service
             self._set_bounds(service)
-            self.bucket.adopt(service.retry.budget)
-            self.shedder.adopt(service.throttle)
+            self.gate.adopt(service)
             self.doubted = set()
             for node in self._nodes.values():
                 node.adopt(service.balancer)
@@ -368,48 +359,10 @@ class Cluster:
         if breaker.is_healthy != was_healthy:
             self._change(now)
 
-    def refusal(self, now: float) -> str:
-        """Why one more call is not let in, in words; empty if it is. Under the lock."""
-        if self.in_flight >= self.most:
-            self.tally.refusals["limit"] += 1
-            return f"it has {self.in_flight} in flight, which is its limit"
-        if self.shedder.is_awake and not self.admits(now):
-            self.tally.refusals["throttle"] += 1
-            return f"it is overloaded, and {self.shedder.share(now):.0%} of the calls are refused here"
-        return ""
-
-    def admits(self, now: float) -> bool:
-        """Whether the throttle, which is awake, lets one more attempt go. Under the lock."""
-        if self.shedder.admits(now, self.rng):
-            if self._refused_at is not None and now - self._refused_at >= CALM:
-                self._refused_at = None
-                self.journal.note(OverloadEnded, now)
-            return True
-        if self._refused_at is None:
-            self.journal.note(OverloadBegan, now, self.shedder.share(now))
-        self._refused_at = now
-        return False
-
-    def pay(self, now: float, *, throttled: bool) -> float:
-        """Pay for an extra attempt; returns what it cost, 0 for none. Under the lock."""
-        was_exhausted = self.bucket.is_exhausted
-        paid = self.bucket.pay(throttled=throttled)
-        if self.bucket.is_exhausted and not was_exhausted:
-            self.journal.note(BudgetExhausted, now)
-        return paid
-
     def probed(self, node: Node, was: str, now: float) -> None:
         """A call has become the probe of a node whose breaker was in this state. Under the lock."""
         self.tally.turns["half_open"] += was == "open"
         self.journal.note(Probing, now, node.endpoint)
-
-    def fullness(self) -> str:
-        """That every endpoint is at its limit, in words; empty if there is none. Under the lock."""
-        limit = self.service.limit
-        if limit is None or limit.per_endpoint is None or not self.view.offered:
-            return ""
-        self.tally.refusals["limit"] += 1
-        return f"each of its endpoints has {limit.per_endpoint} in flight, which is their limit"
 
     def count_keyless(self) -> None:
         """A call has brought no key."""
