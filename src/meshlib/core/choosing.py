@@ -36,7 +36,7 @@ def attempt_at(cluster: Cluster, node: Node, why: str, now: float, deadline: flo
         return Attempt(node, UNHEARD, "panic", now, deadline) if node in cluster.view.panicking else None
     if was == "closed":
         return Attempt(node, permit, why, now, deadline)
-    cluster.probed(node, was, now)
+    cluster.ejections.probed(node, was, now)
     return Attempt(node, permit, "probe", now, deadline)
 
 
@@ -47,13 +47,13 @@ def probe(cluster: Cluster, repeatable: bool, now: float, deadline: float) -> At
     endpoint when it fails, one that is `repeatable`, so the others leave it to those for a while.
     """
     due, soonest = now if repeatable else now - RESERVED, inf
-    if due < cluster.probes_at:
+    if due < cluster.ejections.probes_at:
         return None
     for node in cluster.view.ejected:
         if node.is_due(due) and (attempt := attempt_at(cluster, node, "probe", now, deadline)) is not None:
             return attempt
         soonest = min(soonest, node.breaker.next_probe_at)
-    cluster.probes_at = soonest
+    cluster.ejections.probes_at = soonest
     return None
 
 

@@ -7,15 +7,15 @@ lock is held for arithmetic only.
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Sequence
-from functools import partial
 from math import inf
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Protocol
 
 from meshlib.core.chance import Rng
 from meshlib.core.doubts import Doubt, Traffic, doubts_about
+from meshlib.core.ejections import Ejections
 from meshlib.core.gate import Gate
 from meshlib.core.hedge import Hedging
 from meshlib.core.journal import Journal
@@ -23,21 +23,18 @@ from meshlib.core.node import Node, remembering
 from meshlib.core.report import Attempt
 from meshlib.core.snapshot import NodeSnapshot, ServiceSnapshot
 from meshlib.core.tally import Tally
-from meshlib.core.view import Level, Levels, View, most_ejected
+from meshlib.core.view import Level, Levels, View
 from meshlib.endpoint import Endpoint, Place
 from meshlib.events import (
     ConfigChanged,
     DiscoveryRecovered,
     DiscoveryStale,
-    Ejected,
     EndpointAdded,
     EndpointRemoved,
     Event,
     HealthChanged,
     PanicBegan,
     PanicEnded,
-    Probing,
-    Restored,
 )
 
 if TYPE_CHECKING:
@@ -48,9 +45,6 @@ if TYPE_CHECKING:
 SHOWN = 5
 """Warnings that an error repeats; a list may hold a thousand names that cannot be looked up."""
 
-
-HURRY = 15.0
-"""Seconds to the next probe of a node, at most, while calls run on a level below it (rule B2)."""
 
 SPARED = 0.1
 """The share of its weight that a node which is not healthy has in panic, as at the beginning of a ramp (rule B3: the
@@ -112,8 +106,6 @@ class Cluster:
         known_at: when the endpoints were last confirmed.
         warnings: what people should know of the endpoints and where they come from.
         changes_at: when the view is to be built anew; see `refresh`.
-        probes_at: no ejected node of the view is due for a probe before; where many are, nobody looks at each for each
-            call.
         most, most_each: attempts that may be in flight at once, in all and on one node.
         slow_call: seconds after which an answer counts as a failure.
         in_flight: attempts whose response has not ended.
@@ -123,6 +115,7 @@ class Cluster:
         doubted: the settings of which something was said in the log.
         keyless, cut_short: see `Traffic`.
         gate: what may be sent.
+        ejections: which nodes are taken out.
         bucket, shedder: the gate's, as every call reads them.
         telemetry: what begins the trails of observed calls; None while nobody observes them.
         hedging: when a call gets a backup request; None for never.
@@ -143,12 +136,11 @@ class Cluster:
         self.journal = Journal(service.name)
         self.tally = Tally()
         self.gate = Gate(service, self.journal, self.tally, rng)
+        self.ejections = Ejections(service.breaker, self.journal, self.tally, rng)
         self.bucket, self.shedder = self.gate.bucket, self.gate.shedder
         self.orphans: deque[Attempt] = deque()
         self._nodes: dict[Place, Node] = {}
         self._published: dict[Place, Endpoint] = {}
-        self._sizes: Counter[int] = Counter()
-        self._ejected: Counter[int] = Counter()
         self.source = ""
         self.known_at = self._known_since = 0.0
         self.pending: Pending | None = None
@@ -160,7 +152,6 @@ class Cluster:
         self.telemetry: Observer | None = None
         self.holds_until = inf
         self.changes_at, self._built_at = inf, -inf
-        self.probes_at = -inf
         self.view = View.build((), Levels.of((), service), service, rng, zone, 0.0)
 
     def publish(
@@ -232,13 +223,10 @@ class Cluster:
             self.doubted = set()
             for node in self._nodes.values():
                 node.adopt(service.balancer)
-                node.breaker.adopt(service.breaker, now)
-                if not service.breaker.enforce:
-                    self._free(node, now)
                 if service.health is None:
                     node.health, node.awaits_check = None, False
+            self.ejections.adopt(service.breaker, now)
             self._adopt_hedge(service)
-            self.probes_at = -inf
             self.journal.note(ConfigChanged, now, changed)
             self.changes_at = now
 
@@ -306,25 +294,13 @@ class Cluster:
             ValueError: if there is no such endpoint now.
         """
         with self.lock:
-            node = self._at(place)
-            if not node.is_barred:
-                self.tally.ejections["manual", True] += 1
-                self.journal.note(Ejected, now, node.endpoint, "hand", "by hand", None)
-            node.is_barred = True
+            self.ejections.bar(self._at(place), now)
             self.changes_at = now  # nobody taken out by hand is called for another moment
 
     def unbar(self, place: Place, now: float) -> None:
         """End an ejection, be it by hand or by its breaker; see `bar`. Calls come back on a ramp."""
         with self.lock:
-            node = self._at(place)
-            was = node.breaker.state
-            if was != "closed" or node.is_barred:
-                self.journal.note(Restored, now, node.endpoint, "hand")
-            if node.breaker.close(now):
-                self._has_turned(node, was, now)
-            elif node.is_barred:
-                node.breaker.start_ramp(now)
-            node.is_barred = False
+            self.ejections.unbar(self._at(place), now)
             self._change(now)
 
     def has(self, place: Place) -> bool:
@@ -346,23 +322,8 @@ class Cluster:
 
     def record(self, node: Node, permit: int, success: bool | None, now: float) -> None:
         """Tell a node's breaker a verdict. Under the lock."""
-        breaker = node.breaker
-        was, was_healthy, is_probe = breaker.state, breaker.is_healthy, permit == breaker.generation
-        unenforced = breaker.unenforced
-        if breaker.record(permit, success, now, partial(self._may_eject, node, now), self.rng):
-            self._has_turned(node, was, now)
-            self._tell_of(node, was, now)
-        elif breaker.unenforced != unenforced:
-            self.tally.ejections[breaker.fault, False] += 1
-        if is_probe and was == "half_open":
-            self.probes_at = -inf  # the next one may come at once
-        if breaker.is_healthy != was_healthy:
+        if self.ejections.record(node, permit, success, now):
             self._change(now)
-
-    def probed(self, node: Node, was: str, now: float) -> None:
-        """A call has become the probe of a node whose breaker was in this state. Under the lock."""
-        self.tally.turns["half_open"] += was == "open"
-        self.journal.note(Probing, now, node.endpoint)
 
     def count_keyless(self) -> None:
         """A call has brought no key."""
@@ -398,13 +359,6 @@ class Cluster:
         else:
             self.hedging.adopt(service.hedge)
 
-    def _free(self, node: Node, now: float) -> None:
-        """Its breaker, which ejects nobody any more, lets go of a node. Under the lock."""
-        was = node.breaker.state
-        if node.breaker.close(now):
-            self._has_turned(node, was, now)
-            self.journal.note(Restored, now, node.endpoint, "hand")
-
     def _nodes_at(self, wanted: dict[Place, Endpoint], service: Service) -> dict[Place, Node]:
         """The nodes of these places; those there are, and new ones."""
         return {place: self._nodes.get(place) or self._newcomer(each, service) for place, each in wanted.items()}
@@ -434,13 +388,8 @@ class Cluster:
             self._note_panic(view, now)
             self.panics += view.panic and not self.view.panic
             self.view, self._nodes, self._built_at = view, nodes, now
-            present = [node for node in view.nodes if not node.is_barred]
-            self._sizes = Counter(node.endpoint.priority for node in present)
-            self._ejected = Counter(node.endpoint.priority for node in present if node.breaker.state != "closed")
+            self.ejections.count(nodes, view, now)
             self.changes_at = min(self.changes_at, self._soonest(view.until))
-            for node in view.ejected:
-                self._hurry(node, now)
-            self.probes_at = -inf
 
     def _come_and_gone(self, nodes: dict[Place, Node], now: float) -> list[Event]:
         """What is to be noted of these nodes in the place of those before. They may be thousands."""
@@ -463,18 +412,6 @@ class Cluster:
         elif self.view.panic and not view.panic:
             self.journal.note(PanicEnded, now)
 
-    def _tell_of(self, node: Node, was: str, now: float) -> None:
-        """A verdict has changed the state of a node's breaker: count it and note it. Under the lock."""
-        breaker = node.breaker
-        self.tally.ejections[breaker.fault, True] += was == "closed"
-        if self._nodes.get(node.endpoint.place) is not node or node.is_barred:
-            return  # nobody calls it in any case
-        if breaker.state == "closed":
-            self.journal.note(Restored, now, node.endpoint, "probe")
-        else:
-            seconds = breaker.seconds_left(now)
-            self.journal.note(Ejected, now, node.endpoint, "breaker", breaker.why, seconds, was == "half_open")
-
     def _change(self, now: float) -> None:
         """The view is to be built anew. Under the lock."""
         self.changes_at = min(self.changes_at, self._soonest(now))
@@ -483,35 +420,6 @@ class Cluster:
         """When a view that is wanted then may be built: a crowd's takes long, and is not built for every change."""
         crowd = len(self._nodes)
         return wanted if crowd <= CROWD else max(wanted, self._built_at + crowd * MOMENT)
-
-    def _may_eject(self, node: Node, now: float) -> bool:
-        """Whether one more node may be ejected (rule B3). Under the lock."""
-        priority, nodes = node.endpoint.priority, self._nodes.values()
-        if any(level > priority for level in self._sizes) and any(
-            each.endpoint.priority > priority and each.may_serve(now) for each in nodes
-        ):
-            return True
-        if self._ejected[priority] >= most_ejected(self._sizes[priority], self.service.breaker.max_ejected):
-            return False
-        others = (each for each in nodes if each is not node and each.endpoint.priority == priority)
-        return any(each.is_usable and not each.is_barred for each in others)
-
-    def _has_turned(self, node: Node, was: str, now: float) -> None:
-        """A node's breaker has opened or closed. Under the lock."""
-        priority, breaker = node.endpoint.priority, node.breaker
-        self.tally.turns[breaker.state] += 1
-        if breaker.state == "closed":
-            self._ejected[priority] -= 1
-            node.recover(now)
-        else:
-            self._ejected[priority] += was == "closed"
-            self._hurry(node, now)
-            self.probes_at = -inf
-
-    def _hurry(self, node: Node, now: float) -> None:
-        """While calls run on a level below it, a node is not left alone for long. Under the lock."""
-        if node.endpoint.priority < self.view.priority:
-            node.breaker.probe_by(now + HURRY)
 
     def forget(self) -> None:
         """After a fork, in the child: nobody holds the lock, and no attempt of the parent's is ours."""
