@@ -8,42 +8,36 @@ lock is held for arithmetic only.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from math import inf
 from threading import Lock
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING
 
 from meshlib.core.chance import Rng
 from meshlib.core.doubts import Doubt, Traffic, doubts_about
 from meshlib.core.ejections import Ejections
 from meshlib.core.gate import Gate
-from meshlib.core.hedge import Hedging
+from meshlib.core.hedge import hedging_by
+from meshlib.core.hooks import Observer, Pending
 from meshlib.core.journal import Journal
+from meshlib.core.news import note_panic, of_endpoints
 from meshlib.core.node import Node, remembering
 from meshlib.core.report import Attempt
-from meshlib.core.snapshot import NodeSnapshot, ServiceSnapshot
+from meshlib.core.snapshot import ServiceSnapshot
 from meshlib.core.tally import Tally
-from meshlib.core.view import Level, Levels, View
+from meshlib.core.telling import SHOWN, snapshot_of, why_empty
+from meshlib.core.view import Levels, View
 from meshlib.endpoint import Endpoint, Place
 from meshlib.events import (
     ConfigChanged,
     DiscoveryRecovered,
     DiscoveryStale,
-    EndpointAdded,
-    EndpointRemoved,
-    Event,
     HealthChanged,
-    PanicBegan,
-    PanicEnded,
 )
 
 if TYPE_CHECKING:
     from meshlib.policy import HealthCheck
     from meshlib.service import Service
-
-
-SHOWN = 5
-"""Warnings that an error repeats; a list may hold a thousand names that cannot be looked up."""
 
 
 SPARED = 0.1
@@ -55,38 +49,6 @@ CROWD = 100
 
 MOMENT = 2e-5
 """Seconds of such a moment, for each node: some ten times what a view takes to build."""
-
-
-class Pending(Protocol):
-    """What a call waits for while nobody asks the service's resolver, or there is no answer yet."""
-
-    def wait(self, left: float) -> None:
-        """Wait `left` seconds at most."""
-        ...
-
-    async def wait_async(self, left: float) -> None:
-        """See `wait`."""
-        ...
-
-
-class Observer(Protocol):
-    """What the calls of a service are observed by.
-
-    Attributes:
-        service: its name.
-        scheme: what its endpoints are spoken to by.
-    """
-
-    service: str
-    scheme: str
-
-    def collect(self) -> None:
-        """Do what was left undone about calls that were garbage-collected."""
-        ...
-
-    def begin(self, method: str, url: Callable[[], str]) -> Any:
-        """A call begins; returns what hears of the rest."""
-        ...
 
 
 class Cluster:
@@ -131,7 +93,7 @@ class Cluster:
         self.rng = rng
         self.lock = Lock()
         self.publishing = Lock()
-        self.hedging = None if service.hedge is None else Hedging(service.hedge)
+        self.hedging = hedging_by(service.hedge)
         self._set_bounds(service)
         self.journal = Journal(service.name)
         self.tally = Tally()
@@ -226,7 +188,7 @@ class Cluster:
                 if service.health is None:
                     node.health, node.awaits_check = None, False
             self.ejections.adopt(service.breaker, now)
-            self._adopt_hedge(service)
+            self.hedging = hedging_by(service.hedge, self.hedging)
             self.journal.note(ConfigChanged, now, changed)
             self.changes_at = now
 
@@ -309,16 +271,7 @@ class Cluster:
 
     def why_empty(self, now: float) -> str:
         """Why there is no endpoint to call, in words."""
-        said = "; ".join(self.warnings[:SHOWN])
-        if (more := len(self.warnings) - SHOWN) > 0:
-            said = f"{said}; and {more} more"
-        said = f" ({said})" if said else ""
-        if not self.is_known:
-            return f"its endpoints are not known yet{said}"
-        if self._nodes:
-            shown = [f"{each.endpoint}: {each.why}" for each in self.snapshot(now).nodes[:SHOWN]]
-            return f"no endpoint is to be called now ({'; '.join(shown)})"
-        return f"it has no endpoint, as of {now - self.known_at:.0f} s ago{said or f' ({self.source})'}"
+        return why_empty(self, now)
 
     def record(self, node: Node, permit: int, success: bool | None, now: float) -> None:
         """Tell a node's breaker a verdict. Under the lock."""
@@ -352,13 +305,6 @@ class Cluster:
         self.most_each = inf if limit is None or limit.per_endpoint is None else limit.per_endpoint
         self.slow_call = inf if slow_call is None else slow_call
 
-    def _adopt_hedge(self, service: Service) -> None:
-        """Under the lock."""
-        if service.hedge is None or self.hedging is None:
-            self.hedging = None if service.hedge is None else Hedging(service.hedge)
-        else:
-            self.hedging.adopt(service.hedge)
-
     def _nodes_at(self, wanted: dict[Place, Endpoint], service: Service) -> dict[Place, Node]:
         """The nodes of these places; those there are, and new ones."""
         return {place: self._nodes.get(place) or self._newcomer(each, service) for place, each in wanted.items()}
@@ -382,35 +328,14 @@ class Cluster:
             with self.lock:
                 self.changes_at = min(self.changes_at, was)  # and what has changed meanwhile is not forgotten
             raise
-        news = self._come_and_gone(nodes, now)
+        news = of_endpoints(self.service.name, self._nodes, nodes, self.journal, now)
         with self.lock:
             self.journal.add_all(news)
-            self._note_panic(view, now)
+            note_panic(self.view, view, self.journal, now)
             self.panics += view.panic and not self.view.panic
             self.view, self._nodes, self._built_at = view, nodes, now
             self.ejections.count(nodes, view, now)
             self.changes_at = min(self.changes_at, self._soonest(view.until))
-
-    def _come_and_gone(self, nodes: dict[Place, Node], now: float) -> list[Event]:
-        """What is to be noted of these nodes in the place of those before. They may be thousands."""
-        name, news = self.service.name, list[Event]()
-        if nodes is not self._nodes:
-            if self.journal.hears(EndpointRemoved):
-                gone = [node for place, node in self._nodes.items() if place not in nodes]
-                news += [EndpointRemoved(name, now, node.endpoint) for node in gone]
-            if self.journal.hears(EndpointAdded):
-                come = [node for place, node in nodes.items() if place not in self._nodes]
-                news += [EndpointAdded(name, now, node.endpoint) for node in come]
-        return news
-
-    def _note_panic(self, view: View, now: float) -> None:
-        """Note that a panic begins or ends with this view. Under the lock."""
-        if view.panic and not self.view.panic:
-            called = [node for node in view.nodes if node.endpoint.priority == view.priority]
-            level = Level.of(view.priority, called)
-            self.journal.note(PanicBegan, now, level.healthy, level.known)
-        elif self.view.panic and not view.panic:
-            self.journal.note(PanicEnded, now)
 
     def _change(self, now: float) -> None:
         """The view is to be built anew. Under the lock."""
@@ -432,39 +357,14 @@ class Cluster:
             node.forget_open()
 
     def snapshot(self, now: float) -> ServiceSnapshot:
-        """The state of the service as frozen values. Calls go on meanwhile: there may be thousands of nodes."""
+        """The state of the service as frozen values."""
         self.refresh(now)
-        view = self.view
-        offered, nodes = set(view.offered), []
         with self.lock:
             self.collect_orphans()
-        for node in view.nodes:
-            with self.lock:
-                nodes.append(NodeSnapshot.of(node, node in offered, node in view.panicking, now))
-        with self.lock:
-            return ServiceSnapshot(
-                name=self.service.name,
-                nodes=tuple(nodes),
-                in_flight=self.in_flight,
-                panic=view.panic,
-                panics=self.panics,
-                budget_tokens=self.bucket.tokens,
-                budget_capacity=self.bucket.capacity,
-                throttle_share=self.shedder.share(now),
-                limit=None if self.service.limit is None else self.service.limit.max_in_flight,
-                balancer=self.view.balancer,
-                source=self.source,
-                age=now - self.known_at if self.is_known else None,
-                warnings=(*self.warnings, *(doubt.text for doubt in self.doubts(now))),
-            )
+        return snapshot_of(self, now)
 
     def doubts(self, now: float) -> list[Doubt]:
         """What people should know of the settings in the light of the traffic."""
         seconds = now - self._known_since if self.is_known else 0.0
-        return list(
-            doubts_about(
-                self.service,
-                self.view.nodes,
-                Traffic(seconds, self.keyless, self.cut_short, self.shedder.in_words(now)),
-            )
-        )
+        traffic = Traffic(seconds, self.keyless, self.cut_short, self.shedder.in_words(now))
+        return list(doubts_about(self.service, self.view.nodes, traffic))
