@@ -20,7 +20,8 @@ from math import inf
 from typing import TYPE_CHECKING
 
 from meshlib.core.backoff import advised
-from meshlib.core.choosing import anywhere, attempt_at, for_backup, probe, well_first
+from meshlib.core.backup import backup
+from meshlib.core.choosing import anywhere, attempt_at, probe, well_first
 from meshlib.core.cluster import Cluster
 from meshlib.core.ending import Ending, drop, judge, spoil
 from meshlib.core.following import Standing, another
@@ -248,22 +249,18 @@ class Call:
             The attempt, at an endpoint that is well and not the first one's; None if there is no such endpoint, no
             time, nothing to pay it with, or if a call would not be let in.
         """
-        cluster, hedging = self.cluster, self.cluster.hedging
+        cluster, attempts = self.cluster, self.report.attempts
         deadline = min(now + self._attempt_timeout, self.deadline)
-        if hedging is None or deadline <= now:
+        if deadline <= now:
             return None
         with cluster.lock:
-            if not hedging.is_affordable or not cluster.gate.has_spare(cluster.in_flight):
+            found = backup(cluster, self._key, attempts, now, deadline)
+            if found is None:
                 return None
-            node = for_backup(cluster, self._key, self._tried(), now)
-            if node is None or not (paid := cluster.gate.pay_for_backup(now)):
-                return None
-            hedging.spend()
-            self._paid, self._is_hedged = paid, True
-            attempt = Attempt(node, node.breaker.generation, cluster.view.balancer, now, deadline)
-            attempt.kind = "hedge"
+            attempt, self._paid = found
+            self._is_hedged = True
             cluster.in_flight += 1
-            self.report.attempts.append(attempt)
+            attempts.append(attempt)
         return attempt
 
     def lose(self, attempt: Attempt, now: float) -> None:

@@ -1,7 +1,7 @@
 """Which node an attempt may be made at, beside the walk along the balancer's order that every call begins with.
 
 Decides who gets a probe, whether a node has room and its breaker admits a call, and where a call goes that has been
-everywhere, or wants a backup. It never decides whether there is an attempt at all, and it does not judge how one ended.
+everywhere. It never decides whether there is an attempt at all, and it does not judge how one ended.
 All of it happens under the cluster's lock.
 """
 
@@ -76,12 +76,6 @@ def anywhere(cluster: Cluster, key: str | None, tried: Collection[Node], now: fl
         if (attempt := attempt_at(cluster, node, why, now, deadline)) is not None:
             return attempt
     return None
-
-
-def for_backup(cluster: Cluster, key: str | None, tried: Collection[Node], now: float) -> Node | None:
-    """The best node for a backup, which is to answer soon: so no probe, and nobody twice."""
-    order = cluster.view.candidates(now, key)
-    return next((node for node in order if node not in tried and node.breaker.state == "closed"), None)
 
 
 def has_untried(cluster: Cluster, attempts: Sequence[Attempt], now: float) -> bool:
