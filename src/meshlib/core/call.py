@@ -1,16 +1,19 @@
-"""One call: which endpoint its next attempt uses, what an attempt's end means, and whether there is another one.
+"""One call: the order in which it is all decided, from its first attempt to its last.
 
 This is the step object that both drivers turn: `begin` an attempt, do the I/O, `settle` it, and either return or begin
-again; `release` when the response has ended. It decides everything that can be decided without I/O and does none: the
-sync and the async driver differ only in how they wait.
+again; `release` when the response has ended. It does no I/O: the drivers, sync and async, differ only in how they wait.
 
     begin -> (I/O) -> settle -> None: final
                              -> seconds: wait that long, then begin
     release: once per attempt, when its response has ended in whatever way
 
-Two attempts are under way at once when the first takes long and its service is hedged: `begin_hedge` starts the second.
-The first of them to `settle` badly then decides nothing, the last does; and when one has a good answer, the other is
-told to `lose`.
+What nearly every call needs is here: the walk along the balancer's order, and a good answer. The rest is decided in
+rooms of its own: whether it is let in (`gate`), who is probed (`choosing`), what a bad end means (`ending`) and what
+follows it (`following`).
+
+Two attempts are under way at once when the first takes long and its service is hedged: `begin_hedge` starts the second
+(`backup`). The first of them to `settle` badly then decides nothing, the last does; and when one has a good answer, the
+other is told to `lose`.
 """
 
 from __future__ import annotations
@@ -321,25 +324,16 @@ class Call:
         return [attempt.node for attempt in self.report.attempts]
 
     def _follow(self, attempt: Attempt, ending: Ending, now: float) -> float | None:
-        """Whether there is another attempt, of which kind, and after how long."""
-        if not ending.resendable:
-            return self._stop(attempt, "not_repeatable")
-        if ending.end is End.stale and self._stale_at is None and (self.repeatable or not ending.sent):
-            self._stale_at = attempt.node  # rule C8: nobody's fault, and free, once
-            return self._go_on(attempt, "transparent", 0.0)
-        if self.is_expired(now):
-            return self._stop(attempt, "deadline")
-        return self._come_again(attempt, ending, now) if self._retries else self._stop(attempt, "switched_off")
-
-    def _come_again(self, attempt: Attempt, ending: Ending, now: float) -> float | None:
-        """A failover or a retry, if there may be one, there is time for it and it can be paid for."""
+        """Go on with another attempt, if there may be one, there is time for it and it can be paid for."""
         cluster, retry, attempts = self.cluster, self.service.retry, self.report.attempts
         with cluster.lock:
-            standing = Standing(retry, self.repeatable, self._on_behalf, attempts, self._counted)
-            found = another(cluster, standing, attempt, now)
+            found = another(cluster, self._standing(now), attempt, ending, now)
         if isinstance(found, str):
             return self._stop(attempt, found)
         kind, wait = found
+        if kind == "transparent":
+            self._stale_at = attempt.node
+            return self._go_on(attempt, kind, wait)
         if kind == "retry":
             advice = advised(retry, attempts, self._counted, now, wait, ending.evidence)
             if advice is None:
@@ -355,6 +349,17 @@ class Call:
             return self._stop(attempt, paid)
         self._counted += kind == "retry"
         return self._go_on(attempt, kind, wait)
+
+    def _standing(self, now: float) -> Standing:
+        return Standing(
+            retry=self.service.retry,
+            repeatable=self.repeatable,
+            retries=self._retries,
+            on_behalf=self._on_behalf,
+            attempts=self.report.attempts,
+            counted=self._counted,
+            is_expired=self.is_expired(now),
+        )
 
     def _go_on(self, attempt: Attempt, kind: Kind, wait: float) -> float:
         """There is to be another attempt, after so many seconds."""

@@ -1,8 +1,8 @@
 """Which node an attempt may be made at, beside the walk along the balancer's order that every call begins with.
 
 Decides who gets a probe, whether a node has room and its breaker admits a call, and where a call goes that has been
-everywhere. It never decides whether there is an attempt at all, and it does not judge how one ended.
-All of it happens under the cluster's lock.
+everywhere. It never decides whether there is an attempt at all, and it does not judge how one ended. All of it happens
+under the cluster's lock.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def anywhere(cluster: Cluster, key: str | None, tried: Collection[Node], now: fl
 
 
 def has_untried(cluster: Cluster, attempts: Sequence[Attempt], now: float) -> bool:
-    """Whether there is a usable node with room to which none of these attempts went. The walk may not offer it."""
+    """Whether there is a usable node with room to which none of these went. The balancer may not offer it."""
     tried, view, most = [attempt.node for attempt in attempts], cluster.view, cluster.most_each
     return any(
         node not in tried and node.in_flight < most and (node.breaker.is_eligible(now) or node in view.panicking)

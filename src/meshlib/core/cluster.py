@@ -1,8 +1,8 @@
-"""The live state of one service: its nodes, its view, its retry budget, and the one lock over them.
+"""The live state of one service: its nodes, its view, and the one lock over all that calls change.
 
-Decides which nodes survive a change of the endpoints, tells breakers their verdicts, and knows when what they have come
-to makes a new view necessary, which it publishes by one assignment. It never resolves a name and never does I/O; the
-lock is held for arithmetic only.
+Decides which nodes survive a change of the endpoints, and knows when what they have come to makes a new view necessary,
+which it publishes by one assignment. What may be sent is up to its gate, who is taken out to its ejections. It never
+resolves a name and never does I/O; the lock is held for arithmetic only.
 """
 
 from __future__ import annotations
@@ -28,17 +28,11 @@ from meshlib.core.tally import Tally
 from meshlib.core.telling import SHOWN, snapshot_of, why_empty
 from meshlib.core.view import Levels, View
 from meshlib.endpoint import Endpoint, Place
-from meshlib.events import (
-    ConfigChanged,
-    DiscoveryRecovered,
-    DiscoveryStale,
-    HealthChanged,
-)
+from meshlib.events import ConfigChanged, DiscoveryRecovered, DiscoveryStale, HealthChanged
 
 if TYPE_CHECKING:
     from meshlib.policy import HealthCheck
     from meshlib.service import Service
-
 
 SPARED = 0.1
 """The share of its weight that a node which is not healthy has in panic, as at the beginning of a ramp (rule B3: the
