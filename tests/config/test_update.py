@@ -187,7 +187,7 @@ def test_a_breaker_that_is_not_enforced_any_more_lets_go() -> None:
         assert "open" in {node.breaker.state for node in nodes_of(mesh).values()}
         mesh.update(Service("orders", [A, B], breaker=Breaker(enforce=False, ramp=0)))
         assert {node.state for node in mesh.snapshot()["orders"].nodes} == {"closed"}
-        assert cluster_of(mesh)._ejected.total() == 0
+        assert cluster_of(mesh).ejections._ejected.total() == 0
 
 
 def test_a_shorter_time_of_ejection_holds_at_once() -> None:
