@@ -44,7 +44,9 @@ class Upkeep:
     Attributes:
         clients: the connections of all clients.
         shared: the clients of decorated functions.
-        control, updates, checks: as soon as something needs them.
+        delivery: tells the events.
+        telemetry: tells of the calls.
+        control, updates, checks, reload: as soon as something needs them.
     """
 
     def __init__(self, clusters: Mapping[str, Cluster], clock: Callable[[], float], **told: Any) -> None:
