@@ -383,11 +383,11 @@ def test_an_answer_that_comes_too_late_from_a_resolver_that_was_left_changes_not
     resolver = Told(A)
     with Mesh(Service("orders", resolver)) as mesh:
         mesh.wait_ready(LONG)
-        assert mesh._updates is not None
-        followed = mesh._updates._followed["orders"]
+        assert mesh._upkeep.updates is not None
+        followed = mesh._upkeep.updates._followed["orders"]
         mesh.update(Service("orders", [B]))
         late = Membership((Endpoint.parse(A),), 0.0, ("late",), "late", 0.0, 1, 0)
-        mesh._updates._take_over(followed, resolver, late)
+        mesh._upkeep.updates._take_over(followed, resolver, late)
         assert (places(mesh), mesh.snapshot()["orders"].warnings) == ([B], ())
         assert cluster_of(mesh).publish([Endpoint.parse(A)], "late", 0.0, found_by=resolver) == []
         assert places(mesh) == [B]
