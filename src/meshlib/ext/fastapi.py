@@ -12,8 +12,11 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from starlette.requests import HTTPConnection
-from starlette.responses import Response
+try:
+    from starlette.requests import HTTPConnection
+    from starlette.responses import Response
+except ModuleNotFoundError as error:
+    raise ImportError("starlette is not installed: pip install 'meshlib-http[fastapi]'") from error
 
 from meshlib.ext.asgi import MESH, App, MeshMiddleware, Message, Receive, Send, StatusRequest, status_app
 from meshlib.ext.clients import shared_by

@@ -12,10 +12,13 @@ from contextlib import AbstractContextManager
 from threading import Lock
 from typing import TYPE_CHECKING, Any, cast
 
-import click
-from flask import Flask, current_app, request
-from flask.cli import AppGroup
-from werkzeug.wrappers import Response
+try:
+    import click
+    from flask import Flask, current_app, request
+    from flask.cli import AppGroup
+    from werkzeug.wrappers import Response
+except ModuleNotFoundError as error:
+    raise ImportError("flask is not installed: pip install 'meshlib-http[flask]'") from error
 
 from meshlib.errors import ResolveError
 from meshlib.ext.clients import shared_by
