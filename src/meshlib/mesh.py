@@ -372,7 +372,7 @@ class Mesh:
             alive: a function, sync or async, that is true while the application is well; asked before each heartbeat,
                 beside the loop. Default None.
             check_path, check_interval: for Consul's own checks; seconds.
-            deregister_after: seconds after which Consul forgets it if it stays critical; at least 60.
+            deregister_after: seconds after which Consul forgets it if it stays critical; at least 60, at most a year.
             drain: seconds for others to hear that it is going, before the program hears of the signal.
 
         Raises:
