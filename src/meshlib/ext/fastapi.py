@@ -35,7 +35,8 @@ def lifespan(
     """What to give as `lifespan=` to an application that calls services.
 
     The mesh may be used from the start of `then` to its end. After that the clients made by `client` and `sync_client`
-    are closed, and the mesh. The application may start again, as tests do.
+    are closed, and the mesh. The application may start again, as tests do. Of several meshes, one lifespan as the `then`
+    of another, the outermost is the application's.
 
     Args:
         mesh: whose services.
@@ -51,7 +52,10 @@ def lifespan(
     @asynccontextmanager
     async def living(app: Any) -> AsyncIterator[Any]:
         async with AsyncExitStack() as stack:
-            app.state.meshlib = await stack.enter_async_context(mesh)
+            await stack.enter_async_context(mesh)
+            if getattr(app.state, "meshlib", None) is None:  # else a lifespan around this one has a mesh
+                app.state.meshlib = mesh
+                stack.callback(setattr, app.state, "meshlib", None)
             state = None if then is None else await stack.enter_async_context(then(app))
             if register is not None:
                 await stack.enter_async_context(register)
