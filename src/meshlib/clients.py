@@ -1,15 +1,19 @@
-"""The httpx clients that a mesh makes: what they are given, and those that decorated functions share.
+"""The httpx clients that a mesh makes: what they are given, and those that decorated functions and frameworks share.
 
-Decides which settings of httpx go with a mesh, and refuses the others. It makes no transport, and knows nothing of the
-functions that are given a client.
+Decides which settings of httpx go with a mesh, and refuses the others; and that there is one shared client for each
+service and colour, made when it is first asked for, and made anew once somebody has closed it. Shared ones keep no
+cookies, which would go from one caller's call to the next one's, and are closed with the mesh, or at the end of the
+process. It makes no transport, and knows nothing of the functions that are given a client.
 """
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import threading
 from http.cookiejar import DefaultCookiePolicy
 from typing import Any, Protocol
+from weakref import WeakSet
 
 import httpx
 
@@ -47,9 +51,11 @@ class Transports(Protocol):
 
     def async_transport(self) -> httpx.AsyncBaseTransport: ...
 
+    def _cluster(self, service: str, /) -> object: ...
+
 
 class SharedClients:
-    """The clients of a mesh's decorated functions. They keep no cookies: those would go from one caller to the next."""
+    """The shared clients of one mesh; from any thread."""
 
     def __init__(self) -> None:
         self._known: dict[tuple[str, bool], tuple[Any, Any]] = {}
@@ -61,7 +67,11 @@ class SharedClients:
         self._lock = threading.Lock()
 
     def take(self, mesh: Transports, service: str, is_async: bool) -> Any:
-        """The client of a service; a new one if somebody has closed the last."""
+        """The client of a service; a new one if somebody has closed the last.
+
+        Raises:
+            UnknownService: if the service is not declared.
+        """
         key = service, is_async
         known = self._known.get(key)
         if known is None or known[0].is_closed:
@@ -69,6 +79,7 @@ class SharedClients:
                 known = self._known.get(key)
                 if known is None or known[0].is_closed:
                     known = self._known[key] = _made(mesh, service, is_async)
+                    _in_use.add(self)
         return known[0]
 
     def close(self) -> None:
@@ -95,6 +106,7 @@ class SharedClients:
 def _made(mesh: Transports, service: str, is_async: bool) -> tuple[Any, Any]:
     from meshlib.transport.cookies import spare
 
+    mesh._cluster(service)
     client: httpx.Client | httpx.AsyncClient
     transport: Any
     if is_async:
@@ -106,3 +118,12 @@ def _made(mesh: Transports, service: str, is_async: bool) -> tuple[Any, Any]:
     client.cookies.jar.set_policy(DefaultCookiePolicy(allowed_domains=[]))
     spare(client)
     return client, transport
+
+
+_in_use: WeakSet[SharedClients] = WeakSet()
+
+
+@atexit.register
+def _exit() -> None:
+    for clients in list(_in_use):
+        clients.close()

@@ -102,6 +102,8 @@ class Injection:
         self._key = key if callable(key) else None
         if isinstance(key, type):
             raise TypeError(f"hash_key must be a string, or a function of the arguments, got the class {key.__name__}")
+        if self._key is not None and is_coroutine_function(self._key):
+            raise TypeError("the function of mesh.call(hash_key=...) must not be async: it is asked before the call")
         plain = {name: value for name, value in given.items() if name != "hash_key" or self._key is None}
         self._options = checked(plain, "mesh.call()")
         self._mesh = mesh

@@ -311,7 +311,8 @@ class Reply:
 
     def let_go(self) -> None:
         """End it from a finalizer, which may run while this very thread holds one of the locks."""
-        if not getattr(self, "is_over", True):
+        # A module without its names is one that the end of the interpreter has emptied; the socket goes with that.
+        if binding is not None and not getattr(self, "is_over", True):
             self.is_over = True
             self._stacks.abandon(self._connection)
             self.exchange.cluster.orphans.append(self._attempt)
