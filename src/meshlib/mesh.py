@@ -396,7 +396,8 @@ class Mesh:
             deregister_after=deregister_after,
             drain=drain,
         )
-        return self._upkeep.register(entry, owner=self)
+        with self._changing:  # whoever needs it first makes the control plane
+            return self._upkeep.register(entry, owner=self)
 
     def wait_ready(self, timeout: float) -> None:
         """Start finding endpoints now, and block until every service has a first answer.
