@@ -54,7 +54,7 @@ class Ending(NamedTuple):
 
 
 def judge(cluster: Cluster, attempt: Attempt, ending: Ending, now: float) -> None:
-    """Find the outcome of an attempt that did not end well, and tell node, breaker and throttle."""
+    """Find the outcome of an attempt, and tell node, breaker and throttle."""
     attempt.seconds = now - attempt.started
     attempt.status = ending.status
     if ending.error is not None:
