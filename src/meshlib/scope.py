@@ -60,8 +60,10 @@ class Scope:
         return self.bound.get(service, self.options)
 
     def lift(self) -> None:
-        """Take back this block's own deadline: it holds for no call, and no block, that begins from now on."""
+        """Take back this block's own deadline and attempt: they hold for no call, and no block, that begins from now
+        on."""
         self.deadline = self.outer.deadline if self.outer else math.inf
+        self.attempt = self.outer.attempt if self.outer else 1
 
 
 NOTHING = Scope(None, {}, math.inf)
@@ -87,9 +89,11 @@ class _Block:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        # In a context that the block was not entered in, another's scope is the innermost, or none.
-        if (scope := _scope.get()).block is self and scope.outer is not None:
+        scope = _scope.get()
+        if scope.block is self and scope.outer is not None:
             _scope.set(scope.outer)
+        else:
+            _leave_within(scope, self)
 
     def __call__(self, function: Callable[P, R]) -> Callable[P, R]:
         if isinstance(function, staticmethod | classmethod | property):
@@ -116,6 +120,16 @@ class _Block:
                 return function(*args, **kwargs)
 
         return synchronous
+
+
+def _leave_within(scope: Scope, block: _Block) -> None:
+    """Leave a block before those inside it, as a generator does that is closed in another block: they do not go back to
+    it. In a context that it was not entered in there is nothing to leave."""
+    while (outer := scope.outer) is not None:
+        if outer.block is block:
+            scope.outer = outer.outer
+            return
+        scope = outer
 
 
 class options(_Block):

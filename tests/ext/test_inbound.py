@@ -154,21 +154,33 @@ def test_a_limit_that_cannot_be_is_refused(way: Way) -> None:
 # ASGI alone
 
 
-def test_after_the_answer_there_is_no_deadline_any_more() -> None:
-    """A background task is nobody's who waits."""
-    seen: list[float] = []
+@pytest.mark.parametrize("is_answered", [True, False])
+@pytest.mark.parametrize("headers", [{}, {"x-meshlib-deadline-ms": "5000"}], ids=str)
+def test_C10_after_the_answer_nothing_of_the_request_holds(headers: dict[str, str], is_answered: bool) -> None:
+    """Whom a background task serves has gone, or repeats it no more; so has whom a request served that failed."""
+    seen: list[tuple[float, int]] = []
+    tasks: list[asyncio.Task[None]] = []
+
+    async def job() -> None:
+        await asyncio.sleep(0.01)
+        seen.append((current_scope().deadline, current_scope().attempt))
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
+        tasks.append(asyncio.create_task(job()))
+        if not is_answered:
+            raise OSError
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": b""})
-        seen.append(current_scope().deadline)
+        await job()
 
     async def main() -> None:
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(asgi.MeshMiddleware(app))) as client:
-            await client.get("http://app/", headers={"x-meshlib-deadline-ms": "5000"})
+        transport = httpx.ASGITransport(asgi.MeshMiddleware(app), raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport) as client:
+            await client.get("http://app/", headers={"x-meshlib-attempt": "2", **headers})
+        await tasks[0]
 
     asyncio.run(main())
-    assert seen == [float("inf")]
+    assert set(seen) == {(float("inf"), 1)}
 
 
 @pytest.mark.parametrize("kind", ["websocket", "lifespan"])

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -27,7 +28,7 @@ from meshlib import (
     options,
     report,
 )
-from meshlib.scope import current_scope
+from meshlib.scope import NOTHING, current_scope
 from meshlib.testing import Upstream
 
 HEADER = "x-meshlib-deadline-ms"
@@ -527,6 +528,26 @@ def test_a_task_changes_nothing_for_the_others() -> None:
         assert current_scope().options == {}
 
     asyncio.run(main())
+
+
+def test_a_block_that_is_left_before_those_inside_it_does_not_come_back() -> None:
+    def within(*blocks: Any) -> Generator[None, None, None]:
+        with contextlib.ExitStack() as stack:
+            for block in blocks:
+                stack.enter_context(block)
+            yield
+
+    def run() -> None:
+        first, second = within(deadline(5.0), options(timeout=1.0)), within(options(retry=False))
+        next(first)
+        next(second)
+        with options(idempotent=True):
+            first.close()
+        assert current_scope().options == {"timeout": 1.0, "retry": False}
+        second.close()
+        assert current_scope() is NOTHING
+
+    contextvars.copy_context().run(run)
 
 
 def test_a_block_that_is_left_in_another_context_ends_nobody_elses() -> None:

@@ -38,8 +38,8 @@ def lifespan(
     """What to give as `lifespan=` to an application that calls services.
 
     The mesh may be used from the start of `then` to its end. After that the clients made by `client` and `sync_client`
-    are closed, and the mesh. The application may start again, as tests do. Of several meshes, one lifespan as the
-    `then` of another, the outermost is the application's.
+    are closed, and the mesh. The application may start again, as tests do. Of lifespans in each other the outer one's
+    mesh is the application's.
 
     Args:
         mesh: whose services.

@@ -11,7 +11,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
@@ -106,24 +106,29 @@ class Serving:
     def __init__(self, inbound: Inbound) -> None:
         self._inbound = inbound
         self._blocks = ExitStack()
-        self._scope: Scope | None = None
+        self._scopes: list[Scope] = []
 
     def __enter__(self) -> Self:
-        self._blocks.enter_context(behalf_of_attempt(self._inbound.attempt))
+        self._enter(behalf_of_attempt(self._inbound.attempt))
         if self._inbound.left is not None:
-            self._blocks.enter_context(deadline(self._inbound.left))
-            self._scope = current_scope()
+            self._enter(deadline(self._inbound.left))
         return self
+
+    def _enter(self, block: AbstractContextManager[None]) -> None:
+        self._blocks.enter_context(block)
+        self._scopes.append(current_scope())
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._blocks.close()
+        self.answered()
 
     def answered(self) -> None:
-        """The answer has been sent whole: what follows, such as a background task, has all the time it likes."""
-        if self._scope is not None:
-            self._scope.lift()
+        """The answer has been sent whole, or never will be: what follows, such as a background task, has all the time
+        it likes, and is retried as ever, since nobody else repeats it."""
+        for scope in self._scopes:
+            scope.lift()
 
 
 def checked_max_deadline(seconds: float | None) -> float | None:
