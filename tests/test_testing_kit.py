@@ -133,13 +133,13 @@ def test_a_late_attempt_is_made_for_real_and_seen_as_slow(colour: Colour, upstre
 
     async def script(client: Any) -> list[Any]:
         before = await client.get("/")
-        with faults(mesh, "orders", latency=0.15):
+        with faults(mesh, "orders", latency=0.5):
             slow = await client.get("/")
         return [before, slow, await client.get("/")]
 
     before, slow, after = colour.run(mesh, script)
     seconds = [report(each).attempts[0].seconds for each in (before, slow, after)]
-    assert seconds[1] > 0.14 > max(seconds[0], seconds[2])
+    assert seconds[1] > 0.49 > max(seconds[0], seconds[2])
     assert len({each.connection for each in upstream.log()}) == 1
 
 
@@ -169,7 +169,7 @@ def test_the_deadline_of_a_call_ends_a_hang(colour: Colour) -> None:
     assert time.monotonic() - started < 2
 
 
-@pytest.mark.parametrize("played", [{"hang": 1.0}, {"latency": 2.0}], ids=str)
+@pytest.mark.parametrize("played", [{"hang": 1.0}, {"latency": 5.0}], ids=str)
 def test_a_hedge_answers_for_an_endpoint_that_is_slow(colour: Colour, fleet: list[Upstream], played: Any) -> None:
     mesh = mesh_of(*fleet[:2], balancer=RoundRobin(), hedge=Hedge(after=0.05))
 
@@ -181,7 +181,7 @@ def test_a_hedge_answers_for_an_endpoint_that_is_slow(colour: Colour, fleet: lis
     answers = colour.run(mesh, script)
     assert [each.status_code for each in answers] == [200] * 4
     assert ("hedge", "ok") in [each for answer in answers for each in outcomes(answer)]
-    assert time.monotonic() - started < 1.9
+    assert time.monotonic() - started < 4.9
     assert mesh.snapshot()["orders"].in_flight == 0
 
 
