@@ -84,8 +84,11 @@ def test_the_extension_is_found_by_its_name_and_is_given_once() -> None:
 def test_a_mesh_that_is_nowhere_is_missed_at_once() -> None:
     with pytest.raises(RuntimeError, match="say FlaskMesh\\(mesh\\), or set MESHLIB_CONFIG"):
         app_of(None)
-    with pytest.raises(ConfigError, match="max_deadline"):
-        app_of(mesh_of("10.0.0.1:80"), {"MESHLIB_MAX_DEADLINE": -1})
+    extension, app = FlaskMesh(mesh_of("10.0.0.1:80")), Flask("shop")
+    app.config["MESHLIB_MAX_DEADLINE"] = -1
+    for _ in range(2):
+        with pytest.raises(ConfigError, match="max_deadline"):
+            extension.init_app(app)
 
 
 def test_each_application_has_the_mesh_of_its_own_file(tmp_path: Path) -> None:

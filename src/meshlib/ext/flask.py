@@ -100,11 +100,11 @@ class FlaskMesh:
         """
         if NAME in app.extensions:
             raise RuntimeError("this application has a mesh already")
+        around = MeshMiddleware(app.wsgi_app, max_deadline=app.config.get("MESHLIB_MAX_DEADLINE"))
         if self._mesh is None:
             app.extensions[f"{NAME}.mesh"] = _configured(app)
         app.extensions[NAME] = self
-        limit = app.config.get("MESHLIB_MAX_DEADLINE")
-        app.wsgi_app = MeshMiddleware(app.wsgi_app, max_deadline=limit)  # type: ignore[method-assign]
+        app.wsgi_app = around  # type: ignore[method-assign]
         if self._presence is not None:
             app.before_request(self.start)
         if (path := app.config.get("MESHLIB_STATUS_PATH")) is not None:
