@@ -392,6 +392,10 @@ def test_the_environment_wins_over_the_file_and_keywords_over_both(
         MESHLIB_SERVICES__USERS__RESOLVER="static:10.0.0.3:80",
         MESHLIB_SERVICES__USERS__HOST="5",
         MESHLIB_SERVICES__USERS__LIMIT="{max_in_flight = 3}",
+        MESHLIB_SERVICES__USERS__TIMEOUT="{total = 6}",
+        MESHLIB_SERVICES__USERS__TIMEOUT__ATTEMPT="3",
+        MESHLIB_SERVICES__USERS__BALANCER="least_request",
+        MESHLIB_SERVICES__USERS__BALANCER__CHOICES="5",
         MESHLIB_OTHER="left alone",
     )
     mesh = Mesh.from_env(spans="attempt")
@@ -400,6 +404,7 @@ def test_the_environment_wins_over_the_file_and_keywords_over_both(
     assert items.retry.on_status == {502, 503}
     assert items.tls == TLS(min_version="1.3")
     assert (users.host, users.limit) == ("5", Limit(3))
+    assert (users.timeout, users.balancer) == (Timeout(total=6, attempt=3), LeastRequest(choices=5))
     assert mesh._zone == "env"
     assert mesh._telemetry._spans == "attempt"
     assert mesh._telemetry._recorded["endpoint_attributes"] is True

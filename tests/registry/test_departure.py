@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import threading
 import time
@@ -91,6 +92,25 @@ def test_several_registrations_are_left_one_after_the_other(scene: Scene) -> Non
     scene.asked[0]()
     assert scene.heard == [signal.SIGTERM]
     second.departure.unhook()
+
+
+def test_G1_a_loop_hears_of_a_signal_once() -> None:
+    heard: list[int] = []
+
+    async def serve() -> None:
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, heard.append, signal.SIGTERM)
+        scene = Scene()
+        departure = Departure(scene._leave, lambda: scene.asked[0]())  # the registry answers while it is waited for
+        departure.hook()
+        signal.raise_signal(signal.SIGTERM)
+        await asyncio.sleep(0.1)
+        departure.unhook()
+        asyncio.get_running_loop().remove_signal_handler(signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    asyncio.run(serve())
+    signal.signal(signal.SIGTERM, before)
+    assert heard == [signal.SIGTERM]
 
 
 def test_signals_that_are_ignored_stay_so() -> None:

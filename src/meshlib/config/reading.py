@@ -185,7 +185,7 @@ class _Reader:
         if not isinstance(raw, Text):
             return raw
         is_text = key.takes == {str} and key.name != "resolver"
-        return raw.text if is_text and not raw.text.startswith(('"', "'")) else _toml(raw.text)
+        return raw.text if is_text and not raw.text.startswith(('"', "'")) else in_toml(raw.text)
 
     def _settings(self, key: Key, raw: Mapping[Any, Any], path: str) -> Any:
         if key.table is None:
@@ -290,7 +290,7 @@ class _Reader:
 
     def _table(self, path: str, raw: Any) -> Mapping[Any, Any]:
         if isinstance(raw, Text):
-            raw = _toml(raw.text)
+            raw = in_toml(raw.text)
         if isinstance(raw, Mapping):
             return raw
         self._fault(path or "configuration", f"must be a table, got {type(raw).__name__}")
@@ -325,7 +325,7 @@ class Fixed:
         return self.seconds
 
 
-def _toml(text: str) -> Any:
+def in_toml(text: str) -> Any:
     """A value in TOML, or the text as it is if it is none."""
     import tomllib
 
