@@ -106,6 +106,11 @@ def test_an_app_that_fails_to_start_is_not_registered_and_leaves_nothing(no_leak
     assert said == []
 
 
+def test_a_lifespan_without_its_mesh_says_how_it_is_given() -> None:
+    with pytest.raises(TypeError, match=r"FastAPI\(lifespan=lifespan\(mesh\)\), got FastAPI$"):
+        FastAPI(lifespan=lifespan).router.lifespan_context(FastAPI())
+
+
 def test_a_lifespan_that_is_a_bare_generator_is_refused() -> None:
     async def own(app: FastAPI) -> AsyncIterator[None]:
         yield

@@ -47,8 +47,12 @@ def lifespan(
         register: what `mesh.register(...)` gives: entered last, once `then` has started, and left first.
 
     Raises:
-        TypeError: if `then` is an async generator function without `contextlib.asynccontextmanager`.
+        TypeError: if `mesh` is none, or `then` an async generator function without `contextlib.asynccontextmanager`.
     """
+    from meshlib.mesh import Mesh
+
+    if not isinstance(mesh, Mesh):
+        raise TypeError(f"a lifespan is of a mesh, FastAPI(lifespan=lifespan(mesh)), got {type(mesh).__name__}")
     if inspect.isasyncgenfunction(then):
         raise TypeError(f"decorate the lifespan {then.__name__} with contextlib.asynccontextmanager")
 
