@@ -24,6 +24,7 @@ from upstream import answering
 from meshlib import Endpoint, LeastRequest, RoundRobin
 from meshlib.core.call import Call
 from meshlib.core.cluster import Cluster
+from meshlib.core.ending import Ending
 from meshlib.core.report import Attempt
 from meshlib.transport.binding import Answer
 from meshlib.transport.body import RecordedBody
@@ -79,7 +80,7 @@ def _core(cluster: Cluster) -> Callable[[], object]:
         call = Call(cluster, repeatable=True, deadline=31.0)
         attempt = call.begin(1.0)
         assert attempt is not None
-        call.settle(attempt, 1.001, status=200)
+        call.settle(attempt, 1.001, Ending(status=200))
         call.release(attempt, 1.002)
 
     return run

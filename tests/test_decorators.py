@@ -10,10 +10,12 @@ import os
 import pickle
 import re
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 import httpx
 import pytest
@@ -338,6 +340,7 @@ def test_a_fallback_is_a_value_or_a_function_of_the_arguments_it_names() -> None
     assert answer(fallback=lambda number: number) == 5
     assert answer(fallback=lambda fresh, error, other="o": (fresh, str(error), other)) == (True, "lost", "o")
     assert answer(fallback=lambda *args, **kwargs: (args, kwargs)) == ((5,), {})
+    assert answer(fallback=lambda *args, error, **kwargs: (args, str(error), kwargs)) == ((5,), "lost", {})
     assert [answer(fallback=list), answer(fallback=dict)] == [[], {}]
 
 
@@ -413,6 +416,9 @@ async def wrong_async_unresolved(client: Client, number: int) -> None: ...
 def wrong_sync_unresolved(client: AsyncClient) -> None: ...
 
 
+def wrong_sync_optional(client: httpx.AsyncClient | None = None) -> None: ...
+
+
 @pytest.mark.parametrize(
     ("function", "said"),
     [
@@ -432,11 +438,27 @@ def wrong_sync_unresolved(client: AsyncClient) -> None: ...
         (wrong_sync, r"gets an httpx\.Client, since it is no 'async def'"),
         (wrong_async_unresolved, r"gets an httpx\.AsyncClient, since it is an 'async def'"),
         (wrong_sync_unresolved, r"gets an httpx\.Client, since it is no 'async def'"),
+        (wrong_sync_optional, r"gets an httpx\.Client, since it is no 'async def'"),
     ],
 )
 def test_what_cannot_be_decorated_says_why(function: Any, said: str) -> None:
     with pytest.raises(TypeError, match=said):
         mesh.call("orders")(function)
+
+
+class Getting(Protocol):
+    def get(self, url: str) -> httpx.Response: ...
+
+
+@pytest.mark.parametrize(
+    "annotation", [Any, object, httpx.Client | None, httpx.Client | httpx.AsyncClient, Getting, "Later | None"], ids=str
+)
+def test_a_parameter_may_take_more_than_the_client(annotation: Any) -> None:
+    def kind(client: Any) -> str:
+        return type(client).__name__
+
+    kind.__annotations__["client"] = annotation
+    assert mesh.call("orders")(kind)() == "Client"
 
 
 @pytest.mark.parametrize(
@@ -453,6 +475,12 @@ def test_what_cannot_be_decorated_says_why(function: Any, said: str) -> None:
         ),
         ({"hash_key": lambda client: "k"}, TypeError, "hash_key of order takes 'client'"),
         ({"fallback": lambda user: user}, TypeError, "fallback of order takes 'user', .*: number, fresh, error$"),
+        (
+            {"fallback": lambda error, **others: error},
+            TypeError,
+            r"'error' has to stand behind a star: def fallback\(\*ar",
+        ),
+        ({"hash_key": order_async.__wrapped__}, TypeError, r"hash_key=\.\.\.\) must not be async"),  # type: ignore[attr-defined]
         ({"fallback": order_async.__wrapped__}, TypeError, "fallback of order must not be async"),  # type: ignore[attr-defined]
         ({"url_template": "/orders?id={id}"}, ConfigError, "url_template: must be a path with names in it"),
     ],
@@ -550,6 +578,32 @@ def test_inner_transports_are_closed_as_well(is_async: bool) -> None:
     assert closed == ["aclose" if is_async else "close"]
 
 
+AT_MODULE_LEVEL = """
+import asyncio, sys
+import httpx
+from meshlib import Mesh, Service
+
+mesh = Mesh(Service("orders", [sys.argv[1]]))
+
+@mesh.call("orders")
+def ask(client: httpx.Client) -> int:
+    return client.get("/").status_code
+
+@mesh.call("orders")
+async def ask_async(client: httpx.AsyncClient) -> int:
+    return (await client.get("/")).status_code
+
+assert [ask(), asyncio.run(ask_async())] == [200, 200]
+"""
+
+
+@pytest.mark.once
+def test_its_clients_are_closed_at_the_end_of_the_process(upstream: Upstream) -> None:
+    command = [sys.executable, "-W", "always", "-c", AT_MODULE_LEVEL, upstream.address]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_one_function_serves_several_loops_and_colours(colour: Any, upstream: Upstream) -> None:
     mesh = mesh_of(upstream)
 
@@ -575,7 +629,7 @@ def test_S3_a_forked_child_has_connections_of_its_own(upstream: Upstream) -> Non
             return client.get("/").status_code
 
         ask()
-        with mesh._shared._lock:  # as a thread that does not live on may
+        with mesh._upkeep.shared._lock:  # as a thread that does not live on may
             child = os.fork()
             if not child:
                 signal.alarm(20)

@@ -48,6 +48,8 @@ def nowhere(**settings: Any) -> Mesh:
 @pytest.fixture(scope="module")
 def started() -> Iterator[list[Upstream]]:
     with upstreams(3) as fleet:
+        for each in fleet:
+            each.script()  # opens what it is told things by, which is no leak of the first test that looks for some
         yield fleet
 
 

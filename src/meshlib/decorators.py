@@ -10,15 +10,13 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
-import threading
 from collections.abc import Callable, Coroutine, Mapping
-from http.cookiejar import DefaultCookiePolicy
 from typing import Any, Concatenate, ParamSpec, Protocol, TypedDict, TypeVar, overload
 
 import httpx
 
+from meshlib.clients import SharedClients, Transports
 from meshlib.errors import UnknownService
-from meshlib.fork import inherited
 from meshlib.policy import Timeout
 from meshlib.scope import bound_to, checked, current_scope
 from meshlib.signatures import annotations_of, is_coroutine_function, name_of, reader, without_client
@@ -76,75 +74,6 @@ class InjectingOrAwaiting(Protocol[F_co]):
     ) -> Callable[P, Coroutine[Any, Any, R | F_co]]: ...
 
 
-class Transports(Protocol):
-    """What a mesh makes clients by."""
-
-    def transport(self) -> httpx.BaseTransport: ...
-
-    def async_transport(self) -> httpx.AsyncBaseTransport: ...
-
-
-class SharedClients:
-    """The clients of a mesh's decorated functions. They keep no cookies: those would go from one caller to the next."""
-
-    def __init__(self) -> None:
-        self._known: dict[tuple[str, bool], tuple[Any, Any]] = {}
-        self.forget()
-        inherited.add(self)
-
-    def forget(self) -> None:
-        """After a fork, in the child: nobody holds the lock. The clients see to their connections themselves."""
-        self._lock = threading.Lock()
-
-    def take(self, mesh: Transports, service: str, is_async: bool) -> Any:
-        """The client of a service; a new one if somebody has closed the last."""
-        key = service, is_async
-        known = self._known.get(key)
-        if known is None or known[0].is_closed:
-            with self._lock:
-                known = self._known.get(key)
-                if known is None or known[0].is_closed:
-                    known = self._known[key] = _made(mesh, service, is_async)
-        return known[0]
-
-    def close(self) -> None:
-        """Close all, also from outside of the event loops that they were used on."""
-        with contextlib.ExitStack() as stack:
-            for (_, is_async), (client, transport) in self._taken():
-                stack.callback(transport.shut if is_async else client.close)
-
-    async def aclose(self) -> None:
-        """Close all."""
-        async with contextlib.AsyncExitStack() as stack:
-            for (_, is_async), (client, _) in self._taken():
-                if is_async:
-                    stack.push_async_callback(client.aclose)
-                else:
-                    stack.callback(client.close)
-
-    def _taken(self) -> list[tuple[tuple[str, bool], tuple[Any, Any]]]:
-        with self._lock:
-            known, self._known = self._known, {}
-        return list(known.items())
-
-
-def _made(mesh: Transports, service: str, is_async: bool) -> tuple[Any, Any]:
-    from meshlib.transport.cookies import spare
-
-    settings: dict[str, Any] = {"base_url": f"http://{service}", "timeout": None, "trust_env": False}
-    client: httpx.Client | httpx.AsyncClient
-    transport: Any
-    if is_async:
-        transport = mesh.async_transport()
-        client = httpx.AsyncClient(transport=transport, **settings)
-    else:
-        transport = mesh.transport()
-        client = httpx.Client(transport=transport, **settings)
-    client.cookies.jar.set_policy(DefaultCookiePolicy(allowed_domains=[]))
-    spare(client)
-    return client, transport
-
-
 class Injection:
     """What `Mesh.call` returns.
 
@@ -173,6 +102,8 @@ class Injection:
         self._key = key if callable(key) else None
         if isinstance(key, type):
             raise TypeError(f"hash_key must be a string, or a function of the arguments, got the class {key.__name__}")
+        if self._key is not None and is_coroutine_function(self._key):
+            raise TypeError("the function of mesh.call(hash_key=...) must not be async: it is asked before the call")
         plain = {name: value for name, value in given.items() if name != "hash_key" or self._key is None}
         self._options = checked(plain, "mesh.call()")
         self._mesh = mesh

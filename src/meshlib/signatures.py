@@ -9,7 +9,8 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Callable
-from typing import Any, get_args
+from types import UnionType
+from typing import Any, Union, get_args, get_origin
 
 import httpx
 
@@ -100,7 +101,11 @@ def _fits(annotation: Any, client: type) -> bool:
     """Whether a parameter of that type may be given the client, as far as it says."""
     if getattr(annotation, "__metadata__", None) is not None:
         annotation = get_args(annotation)[0]
-    if isinstance(annotation, type) and annotation is not inspect.Parameter.empty:
+    if get_origin(annotation) in (Union, UnionType):
+        return any(_fits(each, client) for each in get_args(annotation))
+    if annotation in (Any, inspect.Parameter.empty):
+        return True
+    if isinstance(annotation, type):
         try:
             return issubclass(client, annotation)
         except TypeError:  # a protocol that is for type checkers alone
@@ -137,7 +142,7 @@ def reader(
     except ValueError:  # some built-in classes have none, such as `dict`
         return lambda args, kwargs, raised: given()
     if any(each.kind in (each.VAR_POSITIONAL, each.VAR_KEYWORD) for each in wanted):
-        return lambda args, kwargs, raised: given(*args, **kwargs)
+        return _of_all(what, given, name, [each for each in wanted if each.name == error not in rest.parameters])
     known = [*rest.parameters, *filter(None, [error])]
     names = [each.name for each in wanted if each.name in known and each.kind is not each.POSITIONAL_ONLY]
     for each in wanted:
@@ -152,3 +157,16 @@ def reader(
         return given(**{each: arguments[each] for each in names})
 
     return read
+
+
+def _of_all(
+    what: str, given: Callable[..., Any], name: str, errors: list[inspect.Parameter]
+) -> Callable[[Any, Any, Any], Any]:
+    """See `reader`; for a function of all arguments, whatever they are, and maybe of the exception."""
+    for each in errors:
+        if each.kind is not each.KEYWORD_ONLY:
+            raise TypeError(
+                f"{what} of {name} takes all arguments, so {each.name!r} has to stand behind a star: "
+                f"def {what}(*args, {each.name}, **kwargs)"
+            )
+    return lambda args, kwargs, raised: given(*args, **kwargs, **{each.name: raised for each in errors})

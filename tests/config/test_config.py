@@ -238,6 +238,11 @@ def orders(line: str) -> str:
         (orders("balancer = 5"), "services.orders.balancer: must be the name of a balancer"),
         (orders("health = {path = 'x'}"), "services.orders.health.path: must be a path"),
         (orders("tls = {verify = 'nowhere.pem'}"), "services.orders.tls.verify: must be 'system' or a readable bundle"),
+        (orders('tls = {verify = "a\\u0000"}'), "services.orders.tls.verify: must be 'system' or a readable bundle"),
+        (
+            orders('tls = {cert = "a\\u0000", key = "b"}'),
+            "services.orders.tls.cert: must be a certificate whose key fits",
+        ),
         (orders("tls = {}\nscheme = 'http'"), "services.orders.scheme: must be 'https' or left out"),
         (orders("host = '${NOPE}'"), "services.orders.host: must name a variable that is set in the environment"),
         (orders(f"host = '{'x' * 9000} '"), "services.orders.host: must be None, 'endpoint' or a header value"),
@@ -429,6 +434,22 @@ def test_T3_what_a_variable_stands_for_is_not_shown() -> None:
     assert told[0] == "services.orders.host: must be None, 'endpoint' or a header value, got '${HOST_PART}.internal'"
     (service,) = read(orders("host = '${HOST_PART}.internal'"), environ={"HOST_PART": "a"}).services
     assert service.host == "a.internal"
+
+
+@pytest.mark.parametrize(
+    ("setting", "environ"),
+    [
+        ("scheme = 'x${A}${B}'", {"A": "pass", "B": "password-s3cret"}),
+        ("balancer = '${A}'", {"A": "s3cret" * 30}),
+        ("scheme = 'x${A}'", {"A": "a\ns3cret"}),
+        ("scheme = 'x\"${A}'", {"A": "it's s3cret"}),
+    ],
+    ids=["one within another", "long", "escaped", "quoted"],
+)
+def test_T3_nor_any_part_of_it(setting: str, environ: dict[str, str]) -> None:
+    (told,) = faults(orders(setting), environ=environ)
+    assert "s3cret" not in told
+    assert "${" in told
 
 
 def test_an_environment_without_services_is_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -149,7 +149,7 @@ def test_half_a_file_is_not_taken_for_the_whole(tmp_path: Path, upstream: Upstre
     file.write_text(text(upstream.address, more="timeout.total = 5"))
     totals = set()
     with Mesh.from_toml(file, reload=True) as mesh:
-        following = mesh._reload
+        following = mesh._upkeep.reload
         assert following is not None
         whole = text(upstream.address, more="timeout.total = 5\nretry.max_attempts = 2")
         with file.open("w") as out:

@@ -22,7 +22,7 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 
 from meshes import mesh_of
-from meshlib import Mesh, UnknownService, report
+from meshlib import Mesh, Service, UnknownService, report
 from meshlib.ext.fastapi import MeshMiddleware, client, lifespan, status_router, sync_client
 from meshlib.scope import current_scope
 from meshlib.testing import Upstream
@@ -90,6 +90,19 @@ def test_the_lifespan_is_around_the_app_s_own_and_the_registration_within(no_lea
         assert run(app, script) == {"colour": "blue"}
         assert said == ["up 200", "registered", "serving", "deregistered", "down"]
         said.clear()
+
+
+def test_of_two_meshes_the_outer_one_is_the_application_s(no_leaks: None, upstream: Upstream) -> None:
+    second = Mesh(Service("users", [upstream.address]))
+    app = FastAPI(lifespan=lifespan(mesh_of(upstream), lifespan(second)))
+
+    @app.get("/")
+    def root(orders: SyncOrders, users: httpx.Client = sync_client("users", mesh=second)) -> list[int]:
+        return [each.get("/").status_code for each in (orders, users)]
+
+    for _ in range(2):
+        assert run(app, lambda asking: asking.get("/")).json() == [200, 200]
+    assert app.state.meshlib is None
 
 
 def test_an_app_that_fails_to_start_is_not_registered_and_leaves_nothing(no_leaks: None) -> None:

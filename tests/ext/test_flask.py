@@ -46,7 +46,8 @@ def test_views_share_one_client_and_keep_the_deadline(no_leaks: None, upstream: 
     assert all(10_000 < int(each.values("x-meshlib-deadline-ms")[0]) < 20_000 for each in upstream.log())
     assert asking.get("/", headers={"x-meshlib-deadline-ms": "0"}).status_code == 504
     assert len(upstream.log()) == 3
-    seen[0].close()
+    mesh.mesh.close()
+    assert seen[0].is_closed
 
 
 def test_a_streamed_answer_keeps_the_deadline_and_the_request(no_leaks: None) -> None:
@@ -98,7 +99,7 @@ def test_each_application_has_the_mesh_of_its_own_file(tmp_path: Path) -> None:
     for app, name in zip(apps, ("orders", "users"), strict=True):
         with app.app_context():
             assert set(extension.mesh.snapshot()) == {name}
-            extension.client(name).close()
+            assert extension.client(name) is extension.client(name)
 
 
 def test_the_status_page_is_behind_the_application_s_own_guards() -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
+from meshlib import Mesh
 from meshlib.registry.departure import Departure
 
 pytestmark = [
@@ -99,4 +101,28 @@ def test_signals_that_are_ignored_stay_so() -> None:
         assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
     finally:
         departure.unhook()
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_G1_one_that_begins_again_over_another_passes_signals_on(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    heard: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: heard.append(number))
+    one, two = (Mesh().register(name, port=1) for name in ("one", "two"))
+    try:
+        one.start()
+        two.start()
+        one.close()  # whose handler stays below that of the other
+        one.start()
+        signal.raise_signal(signal.SIGTERM)
+        until = time.monotonic() + 20
+        while not heard and time.monotonic() < until:
+            time.sleep(0.01)
+        assert heard == [signal.SIGTERM]
+        assert one.state == two.state == "closed"
+    finally:
+        one.close()
+        two.close()
         signal.signal(signal.SIGTERM, before)

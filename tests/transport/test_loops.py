@@ -6,6 +6,7 @@ import asyncio
 import gc
 import os
 import socket
+import subprocess
 import sys
 import threading
 import warnings
@@ -315,3 +316,29 @@ def test_S3_uvloop_bounds_a_handshake(no_leaks: None, certificates: tuple[str, s
         address = f"127.0.0.1:{silent.getsockname()[1]}"
         mesh = mesh_of(address, tls=TLS(verify=certificates[0]), timeout=Timeout(total=0.4))
         uvrun()(main())
+
+
+# The end of the interpreter
+
+LEFT_OPEN = """
+import sys
+import meshlib.transport.connections
+from meshlib import Mesh, Service
+
+sys.keeps = sys.modules["__main__"]  # so that it is emptied last, after our modules
+
+mesh = Mesh(Service("orders", [sys.argv[1]]))
+client, async_client = mesh.client("orders"), mesh.async_client("orders")
+client.get("/")
+answer = client.send(client.build_request("GET", "/"), stream=True)
+body = answer.iter_raw()
+next(body)
+"""
+
+
+def test_what_outlives_our_modules_at_the_end_of_the_interpreter_goes_in_silence() -> None:
+    with upstreams(1) as (upstream,):
+        upstream.script({}, then={"size": 1_000_000})
+        command = [sys.executable, "-c", LEFT_OPEN, upstream.address]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=BOUND, check=False)
+    assert (done.returncode, done.stderr) == (0, "")

@@ -114,9 +114,11 @@ class _Reader:
     def hidden(self, fault: Fault) -> Fault:
         """The fault without what came from the environment, which may be a secret."""
         message = fault.message
-        for value, written in self._secrets.items():
+        for value in sorted(self._secrets, key=len, reverse=True):  # one may hold another
+            written = self._secrets[value]
             message = message.replace(repr(value), repr(written))
-            message = message.replace(value, written) if len(value) >= SECRET else message
+            for shown in _shown(value) if len(value) >= SECRET else ():
+                message = message.replace(shown, written)
         return Fault(fault.path, message if len(message) <= LONGEST else f"{message[: LONGEST - 3]}...")
 
     def _services(self, table: Mapping[Any, Any]) -> list[Service]:
@@ -243,7 +245,7 @@ class _Reader:
         name = self._text(table.get("type"), f"{path}.type")
         if not isinstance(name, str) or name not in BALANCERS:
             where = path if isinstance(raw, str) else f"{path}.type"
-            shown = f", got {name!r:.100}" if "type" in table else ""
+            shown = f", got {name!r}" if "type" in table else ""  # as a whole: a part of a secret is not known for one
             return self._fault(where, f"must be one of {', '.join(BALANCERS)}{shown}{_meant(str(name), BALANCERS)}")
         kind: type = balancer_named(name)
         before = len(self.faults)
@@ -332,6 +334,12 @@ def _toml(text: str) -> Any:
     except (ValueError, RecursionError):
         return text
     return found["value"] if found.keys() == {"value"} else text
+
+
+def _shown(value: str) -> tuple[str, ...]:
+    """A text as it may stand in a complaint: as it is, or within a longer one that is quoted so or so."""
+    both = "'\""  # then the one kind of quotes is escaped
+    return value, repr(value)[1:-1], repr(both + value)[len(repr(both)) - 1 : -1]
 
 
 def _is_toml(value: Any) -> bool:

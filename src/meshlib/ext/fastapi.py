@@ -10,7 +10,7 @@ import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 try:
     from starlette.requests import HTTPConnection
@@ -19,7 +19,6 @@ except ModuleNotFoundError as error:
     raise ImportError("starlette is not installed: pip install 'meshlib-http[fastapi]'") from error
 
 from meshlib.ext.asgi import MESH, App, MeshMiddleware, Message, Receive, Send, StatusRequest, status_app
-from meshlib.ext.clients import shared_by
 
 if TYPE_CHECKING:
     import fastapi
@@ -39,7 +38,8 @@ def lifespan(
     """What to give as `lifespan=` to an application that calls services.
 
     The mesh may be used from the start of `then` to its end. After that the clients made by `client` and `sync_client`
-    are closed, and the mesh. The application may start again, as tests do.
+    are closed, and the mesh. The application may start again, as tests do. Of several meshes, one lifespan as the
+    `then` of another, the outermost is the application's.
 
     Args:
         mesh: whose services.
@@ -59,18 +59,16 @@ def lifespan(
     @asynccontextmanager
     async def living(app: Any) -> AsyncIterator[Any]:
         async with AsyncExitStack() as stack:
-            app.state.meshlib = await stack.enter_async_context(mesh)
-            stack.push_async_callback(_close_clients, mesh)
+            await stack.enter_async_context(mesh)
+            if getattr(app.state, "meshlib", None) is None:  # else a lifespan around this one has a mesh
+                app.state.meshlib = mesh
+                stack.callback(setattr, app.state, "meshlib", None)
             state = None if then is None else await stack.enter_async_context(then(app))
             if register is not None:
                 await stack.enter_async_context(register)
             yield state
 
     return living
-
-
-async def _close_clients(mesh: Mesh) -> None:
-    await shared_by(mesh).aclose()
 
 
 def client(service: str, *, mesh: Mesh | None = None) -> Any:
@@ -119,8 +117,8 @@ class ClientOf:
 
     async def __call__(self, connection: HTTPConnection) -> httpx.Client | httpx.AsyncClient:
         """The client, for one request."""
-        clients = shared_by(self.mesh or self._mesh_of(connection))
-        return clients.sync(self.service) if self.is_sync else clients.asynchronous(self.service)
+        mesh = self.mesh or self._mesh_of(connection)
+        return cast("httpx.Client | httpx.AsyncClient", mesh._upkeep.shared.take(mesh, self.service, not self.is_sync))
 
     def _mesh_of(self, connection: HTTPConnection) -> Mesh:
         mesh: Mesh | None = getattr(connection.app.state, "meshlib", None) or connection.scope.get(MESH)

@@ -21,7 +21,6 @@ except ModuleNotFoundError as error:
     raise ImportError("flask is not installed: pip install 'meshlib-http[flask]'") from error
 
 from meshlib.errors import ResolveError
-from meshlib.ext.clients import shared_by
 from meshlib.ext.status import StatusRequest
 from meshlib.ext.wsgi import MeshMiddleware, status_app
 from meshlib.fork import inherited
@@ -84,7 +83,8 @@ class FlaskMesh:
 
     def client(self, service: str) -> httpx.Client:
         """The one client of a service that all requests of the process share."""
-        return shared_by(self.mesh).sync(service)
+        mesh = self.mesh
+        return cast("httpx.Client", mesh._upkeep.shared.take(mesh, service, False))
 
     def start(self) -> None:
         """Register this process now, rather than with its first request; where a worker starts, after the fork."""

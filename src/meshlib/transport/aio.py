@@ -158,12 +158,12 @@ class AsyncReply(Reply, httpx.AsyncByteStream):
             async for chunk in self.answer.body:
                 yield chunk
             await self.answer.body.aclose()
+        except GeneratorExit:
+            self.let_go()  # maybe from the garbage collector, amid one of the locks, or as the interpreter ends
+            raise
         except NETWORK_ERRORS as error:
             await self.give_up(error)
             raise self.exchange.body_died(error)  # noqa: B904  # it names its cause itself
-        except GeneratorExit:
-            self.let_go()  # maybe from the garbage collector, amid one of the locks
-            raise
         except BaseException as error:
             await self.give_up(error)
             raise

@@ -183,7 +183,8 @@ class SyncStacks:
             orphan.stack.drop(orphan)
 
     def __del__(self) -> None:
-        abandon_all(iter(self._stacks.values()), self._is_closed)
+        if abandon_all is not None:  # else the interpreter ends, and has emptied this module; the sockets go with it
+            abandon_all(iter(self._stacks.values()), self._is_closed)
 
 
 class AsyncStacks:
@@ -334,7 +335,8 @@ class AsyncStacks:
         return connection
 
     def __del__(self) -> None:
-        abandon_all(self._all_stacks(), self._is_closed)
+        if abandon_all is not None:  # see `SyncStacks.__del__`
+            abandon_all(self._all_stacks(), self._is_closed)
 
 
 def _made_for(exchange: Exchange, attempt: Attempt) -> Stack[Any]:

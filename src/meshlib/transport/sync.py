@@ -141,12 +141,12 @@ class SyncReply(Reply, httpx.SyncByteStream):
         try:
             yield from self.answer.body
             self.answer.body.close()
+        except GeneratorExit:
+            self.let_go()  # maybe from the garbage collector, amid one of the locks, or as the interpreter ends
+            raise
         except NETWORK_ERRORS as error:
             self.give_up(error)
             raise self.exchange.body_died(error)  # noqa: B904  # it names its cause itself
-        except GeneratorExit:
-            self.let_go()  # maybe from the garbage collector, amid one of the locks
-            raise
         except BaseException as error:
             self.give_up(error)
             raise
