@@ -140,9 +140,14 @@ def status_router(mesh: Mesh, path: str = "/mesh", *, auth: Auth | None = None) 
         mesh: which one.
         path: where.
         auth: see `meshlib.ext.asgi.status_app`.
+
+    Raises:
+        ValueError: if `path` does not start with a slash: no request would ever come there.
     """
     from fastapi import APIRouter
 
+    if path and not path.startswith("/"):
+        raise ValueError(f"the path of a status page must start with a slash, got {path!r}")
     app = status_app(mesh, auth=auth)
     router = APIRouter()
     path = path.rstrip("/")
