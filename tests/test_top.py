@@ -196,7 +196,7 @@ def test_a_URL_that_cannot_be(url: str, capsys: pytest.CaptureFixture[str]) -> N
     assert main(["top", url]) == 2
     assert capsys.readouterr() == (
         "",
-        "meshlib top: URL: must be where a status page is mounted, for example http://127.0.0.1:8000/status\n",
+        "meshlib top: URL: must be where a status page is mounted, for example http://127.0.0.1:8000/mesh\n",
     )
 
 

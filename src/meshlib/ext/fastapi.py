@@ -47,8 +47,12 @@ def lifespan(
         register: what `mesh.register(...)` gives: entered last, once `then` has started, and left first.
 
     Raises:
-        TypeError: if `then` is an async generator function without `contextlib.asynccontextmanager`.
+        TypeError: if `mesh` is none, or `then` an async generator function without `contextlib.asynccontextmanager`.
     """
+    from meshlib.mesh import Mesh
+
+    if not isinstance(mesh, Mesh):
+        raise TypeError(f"a lifespan is of a mesh, FastAPI(lifespan=lifespan(mesh)), got {type(mesh).__name__}")
     if inspect.isasyncgenfunction(then):
         raise TypeError(f"decorate the lifespan {then.__name__} with contextlib.asynccontextmanager")
 
@@ -136,9 +140,14 @@ def status_router(mesh: Mesh, path: str = "/mesh", *, auth: Auth | None = None) 
         mesh: which one.
         path: where.
         auth: see `meshlib.ext.asgi.status_app`.
+
+    Raises:
+        ValueError: if `path` does not start with a slash: no request would ever come there.
     """
     from fastapi import APIRouter
 
+    if path and not path.startswith("/"):
+        raise ValueError(f"the path of a status page must start with a slash, got {path!r}")
     app = status_app(mesh, auth=auth)
     router = APIRouter()
     path = path.rstrip("/")
