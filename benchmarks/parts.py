@@ -79,7 +79,7 @@ def _core(cluster: Cluster) -> Callable[[], object]:
         call = Call(cluster, repeatable=True, deadline=31.0)
         attempt = call.begin(1.0)
         assert attempt is not None
-        call.settle(attempt, 1.001, status=200)
+        call.succeed(attempt, 1.001, 200, False)
         call.release(attempt, 1.002)
 
     return run

@@ -22,7 +22,7 @@ with upstreams(2) as (old, new), tempfile.TemporaryDirectory() as folder:
         while not (warnings := mesh.snapshot()["orders"].warnings):
             client.get("/").raise_for_status()
             time.sleep(0.05)
-        print("refused:", warnings[0].rpartition(": services")[2])
+        print("refused:", warnings[0].partition(": ")[2])
 
         file.write_text(good.replace('"file:orders.toml"', f'["{new.address}"]'))
         while client.get("/").headers["x-upstream"] != "b":

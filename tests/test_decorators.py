@@ -629,7 +629,7 @@ def test_S3_a_forked_child_has_connections_of_its_own(upstream: Upstream) -> Non
             return client.get("/").status_code
 
         ask()
-        with mesh._shared._lock:  # as a thread that does not live on may
+        with mesh._upkeep.shared._lock:  # as a thread that does not live on may
             child = os.fork()
             if not child:
                 signal.alarm(20)

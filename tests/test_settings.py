@@ -725,6 +725,14 @@ class Unhashable:
     async def resolve(self, service: str, previous: Any) -> Any: ...
 
 
+class Sourceless:
+    @property
+    def source(self) -> str:
+        raise OSError("SECRET")
+
+    async def resolve(self, service: str, previous: Any) -> Any: ...
+
+
 @dataclasses.dataclass
 class Misspelt:
     token: str
@@ -788,6 +796,7 @@ def test_weights_in_a_url_are_one_for_all_or_one_for_each() -> None:
         (Static, "resolver: must be a resolver, Static(...), got the class"),
         (Blocking(), "resolver: must be a resolver whose 'resolve' is an 'async def', got an object of type Blocking"),
         (Unhashable(), "resolver: must be a resolver whose 'watch_key' is hashable, got an object of type Unhashable"),
+        (Sourceless(), "'source' can be told, got an object of type Sourceless: it raised OSError"),
         (Misspelt("SECRET"), "for example ['10.0.0.1:8080', '10.0.0.2:8080'], got an object of type Misspelt"),
         (["10.0.0.1"], "resolver[0]: endpoint: must be 'host:port'"),
         (["10.0.0.1:80", None], "resolver[1]: endpoint: must be 'host:port'"),

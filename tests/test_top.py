@@ -120,6 +120,7 @@ def test_what_is_told_is_words_and_moves_no_cursor() -> None:
         "0 of 1 eligible, 0.2 attempts per s, 1 of 10 in flight, 500 of 500 budget tokens, 25% refused here, 3 panics, "
         "by Own\\x1b[2J, from consul:\\x1b[2J, no answer yet"
     )
+    assert ", 1 panic, " in overview.ServiceLines.of("orders", SERVICE | {"panics": 1}).figures
 
 
 def test_where_there_is_no_room_trouble_comes_first() -> None:
@@ -195,7 +196,7 @@ def test_a_URL_that_cannot_be(url: str, capsys: pytest.CaptureFixture[str]) -> N
     assert main(["top", url]) == 2
     assert capsys.readouterr() == (
         "",
-        "meshlib top: URL: must be where a status page is mounted, for example http://127.0.0.1:8000/status\n",
+        "meshlib top: URL: must be where a status page is mounted, for example http://127.0.0.1:8000/mesh\n",
     )
 
 

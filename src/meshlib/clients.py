@@ -1,8 +1,9 @@
-"""The clients that all of a mesh's functions and requests share: of decorated functions, and of the frameworks.
+"""The httpx clients that a mesh makes: what they are given, and those that decorated functions and frameworks share.
 
-Decides that there is one for each service and colour, made when it is first asked for, and made anew once somebody has
-closed it; and that it keeps no cookies, which would go from one caller's call to the next one's. They are closed with
-the mesh, or at the end of the process.
+Decides which settings of httpx go with a mesh, and refuses the others; and that there is one shared client for each
+service and colour, made when it is first asked for, and made anew once somebody has closed it. Shared ones keep no
+cookies, which would go from one caller's call to the next one's, and are closed with the mesh, or at the end of the
+process. It makes no transport, and knows nothing of the functions that are given a client.
 """
 
 from __future__ import annotations
@@ -18,6 +19,30 @@ import httpx
 
 from meshlib.fork import inherited
 
+NOT_FOR_CLIENTS = {
+    "transport": "the mesh is its transport; for another one under it see Mesh(inner=...)",
+    "proxy": "calls would go past the mesh",
+    "verify": "TLS is a setting of the service, Service(tls=TLS(verify=...))",
+    "cert": "TLS is a setting of the service, Service(tls=TLS(cert=...))",
+    "limits": "connections are a setting of the service, Service(connections=Connections(...))",
+    "http2": "a mesh speaks HTTP/1.1",
+    "http1": "a mesh speaks HTTP/1.1",
+}
+"""What `httpx.Client` takes that would go past the mesh, or have no effect without a word."""
+
+
+def settings(service: str | None, given: dict[str, Any]) -> dict[str, Any]:
+    """What httpx makes a client of, but for its transport.
+
+    Raises:
+        TypeError: for a keyword that would go past the mesh, or have no effect.
+    """
+    for name in given.keys() & NOT_FOR_CLIENTS.keys():
+        raise TypeError(f"a mesh's client takes no {name!r}: {NOT_FOR_CLIENTS[name]}")
+    base = {} if service is None else {"base_url": f"http://{service}"}
+    # The environment's proxies and credentials are for the world outside; a mesh knows its endpoints.
+    return {"timeout": None, "trust_env": False, **base, **given}
+
 
 class Transports(Protocol):
     """What a mesh makes clients by."""
@@ -30,7 +55,7 @@ class Transports(Protocol):
 
 
 class SharedClients:
-    """The clients of one mesh; from any thread."""
+    """The shared clients of one mesh; from any thread."""
 
     def __init__(self) -> None:
         self._known: dict[tuple[str, bool], tuple[Any, Any]] = {}
@@ -82,15 +107,14 @@ def _made(mesh: Transports, service: str, is_async: bool) -> tuple[Any, Any]:
     from meshlib.transport.cookies import spare
 
     mesh._cluster(service)
-    settings: dict[str, Any] = {"base_url": f"http://{service}", "timeout": None, "trust_env": False}
     client: httpx.Client | httpx.AsyncClient
     transport: Any
     if is_async:
         transport = mesh.async_transport()
-        client = httpx.AsyncClient(transport=transport, **settings)
+        client = httpx.AsyncClient(transport=transport, **settings(service, {}))
     else:
         transport = mesh.transport()
-        client = httpx.Client(transport=transport, **settings)
+        client = httpx.Client(transport=transport, **settings(service, {}))
     client.cookies.jar.set_policy(DefaultCookiePolicy(allowed_domains=[]))
     spare(client)
     return client, transport

@@ -1,7 +1,7 @@
 """The mesh: a set of services, and the httpx clients that call them.
 
 Decides nothing about a call; it holds what outlives clients, the live state of every service, and hands out transports
-that share it. Making one starts no thread and opens no socket.
+that share it. What runs beside the calls is in `upkeep`. Making a mesh starts no thread and opens no socket.
 """
 
 from __future__ import annotations
@@ -10,18 +10,16 @@ import os
 import random
 import threading
 import time
-import weakref
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
-from meshlib.discovery.static import Static
+from meshlib.discovery.static import fixed
 from meshlib.endpoint import Endpoint, Place, place_of
 from meshlib.errors import UnknownService
 from meshlib.fork import inherited
-from meshlib.policy import TLS
-from meshlib.service import Service
+from meshlib.service import Service, faults_among
 from meshlib.validation import ConfigError, Fault
 
 if TYPE_CHECKING:
@@ -31,36 +29,18 @@ if TYPE_CHECKING:
     from opentelemetry.metrics import MeterProvider
     from opentelemetry.trace import TracerProvider
 
-    from meshlib.config.reload import Reload
     from meshlib.config.sources import Source
-    from meshlib.control import Control
     from meshlib.core.cluster import Cluster
-    from meshlib.core.renewal import Change
     from meshlib.core.snapshot import ServiceSnapshot
     from meshlib.decorators import CallOptions, Injecting, InjectingOr, InjectingOrAwaiting
-    from meshlib.discovery.resolver import Resolver
     from meshlib.events import Event
-    from meshlib.health import Checks
     from meshlib.registry import Registration
     from meshlib.registry.entry import Alive
-    from meshlib.transport.ready import Ready
     from meshlib.transport.router import Router
-    from meshlib.updates import Updates
 
 F = TypeVar("F")
 
 SPANS = ("both", "call", "attempt", "off")
-
-NOT_FOR_CLIENTS = {
-    "transport": "the mesh is its transport; for another one under it see Mesh(inner=...)",
-    "proxy": "calls would go past the mesh",
-    "verify": "TLS is a setting of the service, Service(tls=TLS(verify=...))",
-    "cert": "TLS is a setting of the service, Service(tls=TLS(cert=...))",
-    "limits": "connections are a setting of the service, Service(connections=Connections(...))",
-    "http2": "a mesh speaks HTTP/1.1",
-    "http1": "a mesh speaks HTTP/1.1",
-}
-"""What `httpx.Client` takes that would go past the mesh, or have no effect without a word."""
 
 
 class Mesh:
@@ -107,10 +87,7 @@ class Mesh:
         clock: Callable[[], float] = time.monotonic,
         rng: random.Random | None = None,
     ) -> None:
-        from meshlib.clients import SharedClients
-        from meshlib.delivery import Delivery
-        from meshlib.telemetry.watch import Telemetry
-        from meshlib.transport.draining import Clients
+        from meshlib.upkeep import Upkeep
 
         _check(services, zone, spans)
         self._clock = clock
@@ -121,27 +98,17 @@ class Mesh:
         self._is_own_rng = rng is None
         self._changing = threading.Lock()
         self._clusters = {service.name: self._cluster_of(service) for service in services}
-        self._clients = Clients()
-        self._delivery = Delivery()
-        self._registrations: list[Registration] = []
-        self._telemetry = Telemetry(
+        self._upkeep = Upkeep(
             self._clusters,
             clock,
-            self._clients.counts,
-            self._registrations,
             spans=spans,
             endpoint_attributes=endpoint_attributes,
             call_duration=call_duration,
             meter_provider=meter_provider,
             tracer_provider=tracer_provider,
         )
-        self._shared = SharedClients()
-        self._control: Control | None = None
-        self._updates: Updates | None = None
-        self._checks: Checks | None = None
-        self._reload: Reload | None = None
-        self._starts: list[Ready] = []
-        self._attend(self._clusters.values())
+        self._clients, self._telemetry = self._upkeep.clients, self._upkeep.telemetry
+        self._upkeep.attend(self._clusters.values())
         inherited.add(self)
 
     @classmethod
@@ -207,14 +174,7 @@ class Mesh:
             raise
         mesh = cls(*found.services, **{**found.options, **settings})
         if reload and source.path is not None:
-            from meshlib.config.reload import Reload
-            from meshlib.transport.ready import Ready
-
-            mesh._reload = following = Reload(source, content, found, mesh.update)
-            control = mesh._controlled()
-            control.starters.append(lambda control: control.supervise("following the file", following.run))
-            clusters = [cluster for cluster in mesh._clusters.values() if cluster.pending is None]
-            mesh._starts = [Ready(cluster, control.ensure) for cluster in clusters]
+            mesh._upkeep.follow(source, content, found, mesh.update)
         return mesh
 
     def client(self, service: str | None = None, **kwargs: Any) -> httpx.Client:
@@ -299,7 +259,7 @@ class Mesh:
         if callable(service):
             raise TypeError('a service is missing: @mesh.call("orders")')
         fallback = given.pop("fallback", UNSAID)
-        return Injection(self, self._shared, service, self._cluster(service), given, fallback)
+        return Injection(self, self._upkeep.shared, service, self._cluster(service), given, fallback)
 
     def snapshot(self) -> dict[str, ServiceSnapshot]:
         """What every service looks like now, by name: frozen values with `.to_dict()`."""
@@ -309,10 +269,9 @@ class Mesh:
         for cluster in clusters.values():
             review(cluster, now)
         snapshots = {name: cluster.snapshot(now) for name, cluster in clusters.items()}
-        if self._reload is not None and (said := self._reload.warnings):
+        if said := self._upkeep.warnings:
             snapshots = {name: replace(each, warnings=(*each.warnings, *said)) for name, each in snapshots.items()}
-        for cluster in clusters.values():
-            self._delivery.deliver(cluster)
+        self._upkeep.deliver(*clusters.values())
         return snapshots
 
     def subscribe(self, callback: Callable[[Event], object]) -> Callable[[], None]:
@@ -331,7 +290,7 @@ class Mesh:
         Raises:
             TypeError: if `callback` cannot be called, or is async.
         """
-        return self._delivery.subscribe(callback)
+        return self._upkeep.delivery.subscribe(callback)
 
     def update(self, *services: Service) -> None:
         """Replace the settings of services, or add services, while calls go on; from any thread.
@@ -347,29 +306,12 @@ class Mesh:
         Raises:
             ConfigError: if something is not a service, is given twice, or cannot be used; then nothing has changed.
         """
-        from meshlib.core.renewal import renew
-        from meshlib.review import review
+        from meshlib.rollout import roll_out
 
         _check(services, self._zone, "both")
         with self._changing:
-            now = self._clock()
-            new = {each.name: self._cluster_of(each) for each in services if each.name not in self._clusters}
-            changes = [change for each in services if each.name in self._clusters for change in self._change_to(each)]
-            gone = renew(changes, now)
-            changed = [change.cluster for change in changes]
-            self._clusters.update(new)
-            self._attend(new.values())
-            self._oversee(changed)
-            for cluster, places in zip(changed, gone, strict=True):
-                self._telemetry.lead(cluster)
-                self._clients.adopt(cluster.service)
-                review(cluster, now)
-                if places:
-                    self._finding().drain(cluster, places)
-            for cluster in new.values():
-                cluster.announce(now)
-        for cluster in (*new.values(), *changed):
-            self._delivery.deliver(cluster)
+            concerned = roll_out(services, self._clusters, self._cluster_of, self._upkeep, self._clock())
+        self._upkeep.deliver(*concerned)
 
     def eject(self, service: str, place: Place | Endpoint | str) -> None:
         """Take an endpoint out by hand: it gets no call until `restore`, not even in panic. What it works on goes on.
@@ -384,13 +326,13 @@ class Mesh:
         """
         cluster = self._cluster(service)
         cluster.bar(place_of(place), self._clock())
-        self._delivery.deliver(cluster)
+        self._upkeep.deliver(cluster)
 
     def restore(self, service: str, place: Place | Endpoint | str) -> None:
         """End an ejection, whether it was made by hand or by the breaker: calls come back on a ramp. See `eject`."""
         cluster = self._cluster(service)
         cluster.unbar(place_of(place), self._clock())
-        self._delivery.deliver(cluster)
+        self._upkeep.deliver(cluster)
 
     def register(
         self,
@@ -430,13 +372,13 @@ class Mesh:
             alive: a function, sync or async, that is true while the application is well; asked before each heartbeat,
                 beside the loop. Default None.
             check_path, check_interval: for Consul's own checks; seconds.
-            deregister_after: seconds after which Consul forgets it if it stays critical; at least 60.
+            deregister_after: seconds after which Consul forgets it if it stays critical; at least 60, at most a year.
             drain: seconds for others to hear that it is going, before the program hears of the signal.
 
         Raises:
             ConfigError: with every fault, as `register.<argument>`.
         """
-        from meshlib.registry import Entry, Registration
+        from meshlib.registry.entry import Entry
 
         entry = Entry(
             name,
@@ -454,11 +396,8 @@ class Mesh:
             deregister_after=deregister_after,
             drain=drain,
         )
-        registration = Registration(
-            entry, self._controlled(), clock=time.monotonic, rng=random.SystemRandom(), owner=self
-        )
-        self._registrations.append(registration)
-        return registration
+        with self._changing:  # whoever needs it first makes the control plane
+            return self._upkeep.register(entry, owner=self)
 
     def wait_ready(self, timeout: float) -> None:
         """Start finding endpoints now, and block until every service has a first answer.
@@ -472,17 +411,11 @@ class Mesh:
         Raises:
             ResolveError: if a service has none by then; it says which ones, and why.
         """
-        if self._control is not None:
-            self._control.ensure()
-        if self._updates is not None:
-            self._updates.wait(timeout)
+        self._upkeep.wait_ready(timeout)
 
     async def await_ready(self, timeout: float) -> None:
         """See `wait_ready`; on asyncio and trio."""
-        if self._control is not None:
-            self._control.ensure()
-        if self._updates is not None:
-            await self._updates.wait_async(timeout)
+        await self._upkeep.await_ready(timeout)
 
     def close(self) -> None:
         """Stop what the mesh runs: endpoints are neither looked for nor checked any more, and calls make do with what
@@ -492,40 +425,11 @@ class Mesh:
         again, at the next use. Callbacks have a second to hear what has happened, and go on hearing of calls that are
         still made.
         """
-        for registration in self._leaving():
-            registration.close()
-        self._stop()
-        self._delivery.wait()
-
-    def _leaving(self) -> list[Registration]:
-        """Have all registrations end, at the same time."""
-        for registration in self._registrations:
-            registration.ask_to_leave()
-        return self._registrations
-
-    def _stop(self) -> None:
-        if self._control is not None:
-            self._control.close()
-        if self._updates is not None:
-            self._updates.close()
-        if self._checks is not None:
-            self._checks.close()
-        self._shared.close()
-        for start in self._starts:
-            start.close()
-        self._telemetry.close()
+        self._upkeep.close()
 
     async def aclose(self) -> None:
         """See `close`."""
-        try:
-            for registration in self._leaving():
-                await registration.aclose()
-            await self._shared.aclose()
-            if self._control is not None:
-                await self._control.aclose()
-        finally:
-            self._stop()
-        await self._delivery.wait_async()
+        await self._upkeep.aclose()
 
     def forget(self) -> None:
         """After a fork, in the child; called by itself. What was learned of the endpoints stays."""
@@ -536,9 +440,7 @@ class Mesh:
             self._rng.seed()  # or all children would draw alike
 
     def __enter__(self) -> Mesh:
-        if self._control is not None:
-            self._control.reopen()
-        self._telemetry.reopen()
+        self._upkeep.reopen()
         return self
 
     def __exit__(
@@ -562,68 +464,9 @@ class Mesh:
         from meshlib.core.cluster import Cluster
 
         cluster = Cluster(service, self._rng, self._zone)
-        if (fixed := _fixed(service)) is not None:
-            cluster.publish(fixed.endpoints, fixed.source, self._clock())
+        if (held := fixed(service.resolver)) is not None:
+            cluster.publish(held.endpoints, held.source, self._clock())
         return cluster
-
-    def _attend(self, clusters: Collection[Cluster]) -> None:
-        """Take in new services."""
-        from meshlib.review import review
-
-        for cluster in clusters:
-            self._telemetry.lead(cluster)
-            self._delivery.attach(cluster)  # not before: that a list holds what it holds is no news
-            review(cluster, self._clock())
-        self._oversee(clusters)
-
-    def _change_to(self, service: Service) -> Iterable[Change]:
-        """The change of a service to these settings, unless they are the same."""
-        from meshlib.core.renewal import Change, differing
-        from meshlib.updates import is_same
-
-        cluster = self._clusters[service.name]
-        before: Any = cluster.service.resolver
-        if is_same(before, cast("Resolver", service.resolver)):
-            service = replace(service, resolver=before)  # so that whoever asks it goes on
-        if changed := differing(cluster.service, service):
-            fixed = _fixed(service) if "resolver" in changed else None
-            held = (None, "") if fixed is None else (fixed.endpoints, fixed.source)
-            yield Change(cluster, service, changed, *held)
-
-    def _oversee(self, clusters: Iterable[Cluster]) -> None:
-        """Have the endpoints of services found out and checked, as they are set now, from the first use on."""
-        for cluster in clusters:
-            if _fixed(cluster.service) is None:
-                self._finding().follow(cluster)
-            elif self._updates is not None:
-                self._updates.leave(cluster)
-            if cluster.service.health is not None:
-                self._checking().follow(cluster)
-
-    def _controlled(self) -> Control:
-        if self._control is None:
-            from meshlib.control import Control
-            from meshlib.review import reviewing
-
-            self._control = Control(random.SystemRandom())  # jitter must differ in every process, and forks
-            look = reviewing(self._clusters.values(), self._clock)
-            self._control.starters.append(lambda control: control.supervise("looking over the settings", look))
-            weakref.finalize(self, self._control.close, 0.0).atexit = False  # it sees to that exit itself
-        return self._control
-
-    def _finding(self) -> Updates:
-        if self._updates is None:
-            from meshlib.updates import Updates
-
-            self._updates = Updates(self._controlled(), self._clients, self._clock, random.SystemRandom())
-        return self._updates
-
-    def _checking(self) -> Checks:
-        if self._checks is None:
-            from meshlib.health import Checks
-
-            self._checks = Checks(self._controlled(), self._clock, random.SystemRandom())
-        return self._checks
 
     def _cluster(self, service: str) -> Cluster:
         if not isinstance(service, str) or service not in self._clusters:
@@ -644,19 +487,12 @@ class Mesh:
         )
 
     def _settings(self, service: str | None, kwargs: dict[str, Any]) -> dict[str, Any]:
-        for name in kwargs.keys() & NOT_FOR_CLIENTS.keys():
-            raise TypeError(f"a mesh's client takes no {name!r}: {NOT_FOR_CLIENTS[name]}")
+        from meshlib.clients import settings
+
+        found = settings(service, kwargs)
         if service is not None:
             self._cluster(service)
-            kwargs = {"base_url": f"http://{service}", **kwargs}
-        # The environment's proxies and credentials are for the world outside; a mesh knows its endpoints.
-        return {"timeout": None, "trust_env": False, **kwargs}
-
-
-def _fixed(service: Service) -> Static | None:
-    """The resolver of a service whose settings hold its endpoints, so that nobody has to be asked."""
-    resolver = service.resolver
-    return resolver if isinstance(resolver, Static) and resolver.is_resolved else None
+        return found
 
 
 def _check(services: tuple[Any, ...], zone: Any, spans: Any) -> None:
@@ -665,27 +501,6 @@ def _check(services: tuple[Any, ...], zone: Any, spans: Any) -> None:
         faults.append(Fault("zone", f"must be text, for example 'eu-west-1a', got {zone!r}"))
     if spans not in SPANS:
         faults.append(Fault("spans", f"must be one of {', '.join(map(repr, SPANS))}, got {spans!r}"))
-    names: set[str] = set()
-    for position, service in enumerate(services):
-        if not isinstance(service, Service):
-            example = "Service('orders', ['10.0.0.1:8080'])"
-            faults.append(Fault(f"services[{position}]", f"must be a Service, for example {example}, got {service!r}"))
-        elif service.name in names:
-            faults.append(Fault(f"services.{service.name}", "must be declared once"))
-        else:
-            names.add(service.name)
-        if isinstance(service, Service) and service.tls is not None:
-            faults += _bad_files(service.name, service.tls)
+    faults += faults_among(services)
     if faults:
         raise ConfigError(faults)
-
-
-def _bad_files(name: str, tls: TLS) -> list[Fault]:
-    """Make the TLS context now: the first call would pay for it, and a file that is missing is found out here."""
-    from meshlib.transport.tls import context_for
-
-    try:
-        context_for(tls)
-    except ConfigError as error:
-        return [fault.under(f"services.{name}") for fault in error.faults]
-    return []

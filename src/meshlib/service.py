@@ -151,3 +151,31 @@ def _balancer(value: Any) -> str | None:
 def _host(value: Any) -> str | None:
     usable = value is None or (isinstance(value, str) and value.isascii() and value.isprintable() and " " not in value)
     return None if usable and value != "" else "must be None, 'endpoint' or a header value"
+
+
+def faults_among(services: Iterable[Any]) -> list[Fault]:
+    """What is wrong with services that are declared together."""
+    faults: list[Fault] = []
+    names: set[str] = set()
+    for position, service in enumerate(services):
+        if not isinstance(service, Service):
+            example = "Service('orders', ['10.0.0.1:8080'])"
+            faults.append(Fault(f"services[{position}]", f"must be a Service, for example {example}, got {service!r}"))
+            continue
+        if service.name in names:
+            faults.append(Fault(f"services.{service.name}", "must be declared once"))
+        names.add(service.name)
+        if service.tls is not None:
+            faults += _bad_files(service.name, service.tls)
+    return faults
+
+
+def _bad_files(name: str, tls: TLS) -> list[Fault]:
+    """Make the TLS context now: the first call would pay for it, and a file that is missing is found out here."""
+    from meshlib.transport.tls import context_for
+
+    try:
+        context_for(tls)
+    except ConfigError as error:
+        return [fault.under(f"services.{name}") for fault in error.faults]
+    return []

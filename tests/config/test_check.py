@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -34,6 +37,20 @@ def test_a_file_without_faults_is_fine_and_its_doubts_are_told(
     warning, last = capsys.readouterr().out.splitlines()
     assert warning.startswith(f"{file}: services.orders: warning: timeout.attempt, 10 s, is longer than")
     assert last == f"{file}: 1 service, no faults"
+
+
+def test_what_the_output_cannot_hold_is_printed_all_the_same(tmp_path: Path) -> None:
+    file = tmp_path / "mesh.toml"
+    file.write_text("[services.orders]\nresolver = ['10.0.0.1:80']\n'caf\u00e9\u200b' = 1\n", encoding="utf-8")
+    ended = subprocess.run(
+        [sys.executable, "-m", "meshlib.cli", "check", file],
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (ended.returncode, ended.stderr) == (1, "")
+    assert "services.orders.'caf\\xe9\\u200b': must not be there" in ended.stdout
 
 
 @pytest.mark.parametrize("arguments", [[], ["mesh.toml", "--schema"], ["mesh.toml", "--timeout", "0"]])

@@ -238,6 +238,11 @@ def orders(line: str) -> str:
         (orders("balancer = 5"), "services.orders.balancer: must be the name of a balancer"),
         (orders("health = {path = 'x'}"), "services.orders.health.path: must be a path"),
         (orders("tls = {verify = 'nowhere.pem'}"), "services.orders.tls.verify: must be 'system' or a readable bundle"),
+        (orders('tls = {verify = "a\\u0000"}'), "services.orders.tls.verify: must be 'system' or a readable bundle"),
+        (
+            orders('tls = {cert = "a\\u0000", key = "b"}'),
+            "services.orders.tls.cert: must be a certificate whose key fits",
+        ),
         (orders("tls = {}\nscheme = 'http'"), "services.orders.scheme: must be 'https' or left out"),
         (orders("host = '${NOPE}'"), "services.orders.host: must name a variable that is set in the environment"),
         (orders(f"host = '{'x' * 9000} '"), "services.orders.host: must be None, 'endpoint' or a header value"),
@@ -387,6 +392,10 @@ def test_the_environment_wins_over_the_file_and_keywords_over_both(
         MESHLIB_SERVICES__USERS__RESOLVER="static:10.0.0.3:80",
         MESHLIB_SERVICES__USERS__HOST="5",
         MESHLIB_SERVICES__USERS__LIMIT="{max_in_flight = 3}",
+        MESHLIB_SERVICES__USERS__TIMEOUT="{total = 6}",
+        MESHLIB_SERVICES__USERS__TIMEOUT__ATTEMPT="3",
+        MESHLIB_SERVICES__USERS__BALANCER="least_request",
+        MESHLIB_SERVICES__USERS__BALANCER__CHOICES="5",
         MESHLIB_OTHER="left alone",
     )
     mesh = Mesh.from_env(spans="attempt")
@@ -395,6 +404,7 @@ def test_the_environment_wins_over_the_file_and_keywords_over_both(
     assert items.retry.on_status == {502, 503}
     assert items.tls == TLS(min_version="1.3")
     assert (users.host, users.limit) == ("5", Limit(3))
+    assert (users.timeout, users.balancer) == (Timeout(total=6, attempt=3), LeastRequest(choices=5))
     assert mesh._zone == "env"
     assert mesh._telemetry._spans == "attempt"
     assert mesh._telemetry._recorded["endpoint_attributes"] is True
@@ -429,6 +439,22 @@ def test_T3_what_a_variable_stands_for_is_not_shown() -> None:
     assert told[0] == "services.orders.host: must be None, 'endpoint' or a header value, got '${HOST_PART}.internal'"
     (service,) = read(orders("host = '${HOST_PART}.internal'"), environ={"HOST_PART": "a"}).services
     assert service.host == "a.internal"
+
+
+@pytest.mark.parametrize(
+    ("setting", "environ"),
+    [
+        ("scheme = 'x${A}${B}'", {"A": "pass", "B": "password-s3cret"}),
+        ("balancer = '${A}'", {"A": "s3cret" * 30}),
+        ("scheme = 'x${A}'", {"A": "a\ns3cret"}),
+        ("scheme = 'x\"${A}'", {"A": "it's s3cret"}),
+    ],
+    ids=["one within another", "long", "escaped", "quoted"],
+)
+def test_T3_nor_any_part_of_it(setting: str, environ: dict[str, str]) -> None:
+    (told,) = faults(orders(setting), environ=environ)
+    assert "s3cret" not in told
+    assert "${" in told
 
 
 def test_an_environment_without_services_is_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:

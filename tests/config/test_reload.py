@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import os
+import shutil
 import time
 import weakref
 from collections.abc import Callable
@@ -119,6 +120,22 @@ def test_a_file_that_goes_is_told_and_taken_over_when_it_is_back(tmp_path: Path,
         until(lambda: warnings_of(mesh) == "")
 
 
+def test_a_file_whose_certificate_was_missing_is_taken_over_when_it_is_touched(
+    tmp_path: Path, upstream: Upstream, certificates: tuple[str, str]
+) -> None:
+    file = tmp_path / "mesh.toml"
+    file.write_text(text(upstream.address))
+    with Mesh.from_toml(file, reload=True) as mesh:
+        mesh.wait_ready(LONG)
+        mesh._controlled().ensure()
+        replace(file, text(upstream.address, more="tls.verify = 'ca.pem'"))
+        until(lambda: "tls.verify" in warnings_of(mesh))
+        shutil.copy(certificates[0], tmp_path / "ca.pem")
+        os.utime(file)
+        until(lambda: warnings_of(mesh) == "")
+        assert mesh._clusters["orders"].service.tls is not None
+
+
 def test_a_service_that_goes_can_be_called_and_one_that_comes_as_well(tmp_path: Path, upstream: Upstream) -> None:
     file = tmp_path / "mesh.toml"
     file.write_text(text(upstream.address))
@@ -149,7 +166,7 @@ def test_half_a_file_is_not_taken_for_the_whole(tmp_path: Path, upstream: Upstre
     file.write_text(text(upstream.address, more="timeout.total = 5"))
     totals = set()
     with Mesh.from_toml(file, reload=True) as mesh:
-        following = mesh._reload
+        following = mesh._upkeep.reload
         assert following is not None
         whole = text(upstream.address, more="timeout.total = 5\nretry.max_attempts = 2")
         with file.open("w") as out:

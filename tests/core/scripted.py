@@ -11,6 +11,7 @@ from hypothesis import settings
 from meshlib import Endpoint, Service
 from meshlib.core.call import Call
 from meshlib.core.cluster import Cluster
+from meshlib.core.ending import Ending
 from meshlib.core.node import Node
 from meshlib.core.outcome import End
 from meshlib.core.report import Attempt
@@ -130,9 +131,8 @@ class Stage:
 
     def settle(self, call: Call, attempt: Attempt, step: Step) -> float | None:
         """Let an attempt take its time and end as the step says."""
-        return call.settle(
-            attempt,
-            self.clock.advance(step.lasts),
+        now = self.clock.advance(step.lasts)
+        ending = Ending(
             status=step.status,
             retry_after=step.retry_after,
             end=step.end,
@@ -142,6 +142,7 @@ class Stage:
             overloaded=step.overloaded,
             evidence=lambda: step.seen,
         )
+        return call.settle(attempt, now, ending)
 
     def play(self, script: Iterable[Step], **how: Any) -> Played:
         """Turn a whole call as a driver does: begin, settle, wait, release. Every step must be used, and no more."""

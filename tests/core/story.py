@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 from meshlib import Endpoint, Service
 from meshlib.core.call import Call
 from meshlib.core.cluster import Cluster
+from meshlib.core.ending import Ending
 from meshlib.core.outcome import End
 from meshlib.core.report import Attempt
 
@@ -216,7 +217,7 @@ class Flight:
     def _settle(self, **result: Any) -> None:
         self.is_over = True
         process, attempt, world = self.process, self.attempt, self.process.world
-        wait = self.call.settle(attempt, world.now, **result)
+        wait = self.call.settle(attempt, world.now, Ending(**result))
         process.noted(attempt)
         if wait is None:
             self._over(attempt.status)

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from scripted import LOST, OK, PROPERTY, REFUSED, STALE, UNAVAILABLE, Draws, Stage, Step, answer, broke
 
 from meshlib import Budget, LeastRequest, Retry, RoundRobin, Timeout
-from meshlib.core.call import LAPSE, TIMER_SLACK
+from meshlib.core.call import TIMER_SLACK
+from meshlib.core.choosing import LAPSE
 from meshlib.core.node import Node
 from meshlib.core.outcome import End
 

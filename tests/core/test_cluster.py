@@ -15,6 +15,7 @@ from scripted import LOST, OK, REFUSED, UNAVAILABLE, InOrder, Stage, Step, answe
 
 from meshlib import Breaker, Endpoint, LeastRequest, Service
 from meshlib.core.cluster import Cluster
+from meshlib.core.ending import Ending
 from meshlib.core.outcome import End
 from meshlib.core.snapshot import NodeSnapshot, ServiceSnapshot, quantile
 
@@ -149,7 +150,7 @@ def test_the_lock_is_free_after_every_step_even_one_that_raises() -> None:
     attempt = call.begin(stage.clock())
     assert attempt is not None
     with pytest.raises(AssertionError):
-        call.settle(attempt, stage.clock())  # neither a status nor an end
+        call.settle(attempt, stage.clock(), Ending())  # neither a status nor an end
     assert stage.cluster.lock.acquire(blocking=False)
 
 
@@ -355,7 +356,7 @@ def test_many_threads_on_one_cluster_lose_no_count() -> None:
                 call = stage.call()
                 attempt = call.begin(stage.clock())
                 assert attempt is not None
-                assert call.settle(attempt, stage.clock(), status=200 if step % 2 else 404) is None
+                assert call.settle(attempt, stage.clock(), Ending(status=200 if step % 2 else 404)) is None
                 call.release(attempt, stage.clock())
         except BaseException as error:
             errors.append(error)

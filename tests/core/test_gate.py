@@ -9,7 +9,7 @@ import pytest
 from scripted import LOST, OK, REFUSED, Draws, Stage, Step, answer, broke
 
 from meshlib import Breaker, Hedge, Limit, Retry, Throttle, Timeout
-from meshlib.core.call import STALLED
+from meshlib.core.ending import STALLED
 from meshlib.core.outcome import End
 from meshlib.core.report import Attempt
 

@@ -12,6 +12,7 @@ from scripted import LOST, OK, PROPERTY, STALE, UNAVAILABLE, Draws, Stage, Step,
 
 from meshlib import Budget, Hedge, Limit, Retry
 from meshlib.core.call import Call
+from meshlib.core.ending import Ending
 from meshlib.core.hedge import ENOUGH, EVERY, REMEMBERED, SAVED, Hedging, quantile
 from meshlib.core.outcome import End
 from meshlib.core.report import Attempt
@@ -223,7 +224,7 @@ def test_the_loser_is_nobodys_fault_and_its_age_is_a_lower_bound(winner: str) ->
     won, lost = both if winner == "first" else reversed(both)
     now = stage.clock.advance(0.3)
     call.lose(lost, now)
-    assert call.settle(won, now, status=200) is None
+    assert call.settle(won, now, Ending(status=200)) is None
     call.release(won, now)
     assert (str(won.outcome), str(lost.outcome)) == ("ok", "abandoned")
     assert lost.seconds == lost.node.ewma == pytest.approx(now - lost.started)

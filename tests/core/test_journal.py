@@ -10,7 +10,7 @@ import pytest
 from scripted import LOST, OK, UNAVAILABLE, Draws, Stage, answer, broke
 
 from meshlib import Breaker, Budget, Endpoint, HealthCheck, Retry, Throttle, events
-from meshlib.core.cluster import CALM
+from meshlib.core.gate import CALM
 from meshlib.core.journal import Backlog
 from meshlib.core.outcome import End
 from meshlib.events import (

@@ -11,6 +11,7 @@ import pytest
 from scripted import OK, Draws, Stage, answer, broke
 
 from meshlib import Retry, RoundRobin, report
+from meshlib.core.ending import Ending
 from meshlib.core.outcome import End
 from meshlib.core.report import Report
 
@@ -87,5 +88,5 @@ def test_what_is_under_way_says_so() -> None:
     assert str(attempt) == "first at 10.0.0.1:80 (InOrder): under way"
     assert call.report.to_dict()["attempts"][0]["outcome"] is None
     assert attempt is not None
-    call.settle(attempt, 1.5, end=End.lost, error="ReadError")
+    call.settle(attempt, 1.5, Ending(end=End.lost, error="ReadError"))
     assert str(attempt) == "first at 10.0.0.1:80 (InOrder): failed in 1.50 s, ReadError"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import random
 import time
 from pathlib import Path
 
@@ -9,7 +11,10 @@ import pytest
 from played import Played, until
 
 from meshlib import Endpoint, Mesh, ResolveError, Service, report
+from meshlib.control import Control
 from meshlib.discovery import Failover, feed, hosts
+from meshlib.discovery.feed import Membership
+from meshlib.discovery.watch import Watches
 from meshlib.testing import Upstream
 
 pytestmark = pytest.mark.usefixtures("hurry", "no_leaks")
@@ -162,3 +167,23 @@ def test_a_thousand_endpoints_do_not_hold_up_the_application() -> None:
     asyncio.run(main())
     # A busy machine pauses, too; were it our doing, every one of the six would show.
     assert sum(pause > 0.05 for pause in pauses) < 5
+
+
+async def _ended_with_news() -> bool:
+    """Whether a feed ends that is told to in the moment in which there is news."""
+    control, resolver = Control(random.Random(0)), Played(A, ttl=None)
+    watches = Watches(control, time.monotonic, random.Random(0))
+    told: list[Membership] = []
+    following = feed.Feed(Service("orders", [A]), resolver, watches, told.append, time.monotonic)
+    task = asyncio.create_task(following.run())
+    while not told:
+        await asyncio.sleep(0.01)
+    await asyncio.sleep(feed.EVERY + 0.1)  # it waits for news again
+    following._stir(True)
+    task.cancel()
+    done, _ = await asyncio.wait({task}, timeout=1)
+    return bool(done) and not watches._running
+
+
+def test_a_feed_ends_even_if_there_is_news_in_that_moment() -> None:
+    assert asyncio.run(_ended_with_news())

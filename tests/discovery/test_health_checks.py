@@ -301,7 +301,7 @@ def test_nothing_runs_without_checks(upstream: Upstream) -> None:
         mesh.wait_ready(1)
         client.get("/")
         assert controls() == 0
-        assert mesh._control is None
+        assert mesh._upkeep.control is None
 
 
 def test_a_mesh_that_is_closed_checks_no_more_until_it_is_opened_again(upstream: Upstream) -> None:
@@ -415,8 +415,8 @@ def test_a_thousand_endpoints_are_checked_without_a_pause(everywhere: int, monke
     addresses = [f"127.0.{number // 250}.{number % 250 + 1}:{everywhere}" for number in range(1000)]
     settings = HealthCheck("/healthz", interval=2.0, timeout=30.0)
     with mesh_of(*addresses, health=settings) as mesh:
-        assert mesh._control is not None
-        mesh._control.starters.append(lambda control: control.supervise("beating", beat) and None)
+        assert mesh._upkeep.control is not None
+        mesh._upkeep.control.starters.append(lambda control: control.supervise("beating", beat) and None)
         mesh.wait_ready(1)
         until(lambda: all(healths(mesh).values()), 30.0)
         spent = times[-1] - times[0]

@@ -138,6 +138,8 @@ def test_a_scheme_of_two_packages_is_nobodys(acme: Path) -> None:
         ("acne:x", "got 'acne:x'; did you mean 'acme:'?"),
         ("http://10.0.0.1", "got 'http://10.0.0.1'"),
         ("10.0.0.1:80", "got '10.0.0.1:80'; did you mean 'static:10.0.0.1:80'?"),
+        ("http://10.0.0.1:80/", "got 'http://10.0.0.1:80/'; did you mean 'static:10.0.0.1:80'?"),
+        ("https://h:80", "got 'https://h:80'; did you mean 'static:h:80' with tls=TLS()?"),
         ("static:80", "got 'static:80'; did you mean 'static:static:80'?"),
         ("endpoints.toml", "got 'endpoints.toml'"),
         ("", "got ''"),

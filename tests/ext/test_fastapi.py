@@ -119,6 +119,16 @@ def test_an_app_that_fails_to_start_is_not_registered_and_leaves_nothing(no_leak
     assert said == []
 
 
+def test_a_status_page_where_nobody_could_ask_for_it_is_refused() -> None:
+    with pytest.raises(ValueError, match="must start with a slash, got 'mesh'"):
+        status_router(mesh_of("10.0.0.1:80"), "mesh")
+
+
+def test_a_lifespan_without_its_mesh_says_how_it_is_given() -> None:
+    with pytest.raises(TypeError, match=r"FastAPI\(lifespan=lifespan\(mesh\)\), got FastAPI$"):
+        FastAPI(lifespan=lifespan).router.lifespan_context(FastAPI())
+
+
 def test_a_lifespan_that_is_a_bare_generator_is_refused() -> None:
     async def own(app: FastAPI) -> AsyncIterator[None]:
         yield

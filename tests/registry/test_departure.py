@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
+from meshlib import Mesh
 from meshlib.registry.departure import Departure
 
 pytestmark = [
@@ -91,6 +94,25 @@ def test_several_registrations_are_left_one_after_the_other(scene: Scene) -> Non
     second.departure.unhook()
 
 
+def test_G1_a_loop_hears_of_a_signal_once() -> None:
+    heard: list[int] = []
+
+    async def serve() -> None:
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, heard.append, signal.SIGTERM)
+        scene = Scene()
+        departure = Departure(scene._leave, lambda: scene.asked[0]())  # the registry answers while it is waited for
+        departure.hook()
+        signal.raise_signal(signal.SIGTERM)
+        await asyncio.sleep(0.1)
+        departure.unhook()
+        asyncio.get_running_loop().remove_signal_handler(signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    asyncio.run(serve())
+    signal.signal(signal.SIGTERM, before)
+    assert heard == [signal.SIGTERM]
+
+
 def test_signals_that_are_ignored_stay_so() -> None:
     before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
     departure = Scene().departure
@@ -99,4 +121,28 @@ def test_signals_that_are_ignored_stay_so() -> None:
         assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
     finally:
         departure.unhook()
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_G1_one_that_begins_again_over_another_passes_signals_on(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    heard: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: heard.append(number))
+    one, two = (Mesh().register(name, port=1) for name in ("one", "two"))
+    try:
+        one.start()
+        two.start()
+        one.close()  # whose handler stays below that of the other
+        one.start()
+        signal.raise_signal(signal.SIGTERM)
+        until = time.monotonic() + 20
+        while not heard and time.monotonic() < until:
+            time.sleep(0.01)
+        assert heard == [signal.SIGTERM]
+        assert one.state == two.state == "closed"
+    finally:
+        one.close()
+        two.close()
         signal.signal(signal.SIGTERM, before)

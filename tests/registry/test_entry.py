@@ -37,6 +37,11 @@ def test_a_check_of_consul_s_own_has_a_target_and_an_interval() -> None:
     assert "TTL" not in http
 
 
+def test_lengths_of_time_have_no_exponent_which_consul_would_refuse() -> None:
+    check = Entry("orders", port=8000, ttl=3599.25, deregister_after=30 * 86400).told()["Check"]
+    assert (check["TTL"], check["DeregisterCriticalServiceAfter"]) == ("3599.25s", "2592000s")
+
+
 @pytest.mark.parametrize(
     ("settings", "told"),
     [
@@ -52,6 +57,9 @@ def test_a_check_of_consul_s_own_has_a_target_and_an_interval() -> None:
         ({"alive": bool, "check": "http"}, "register.alive: must be left out"),
         ({"check_path": "healthz"}, "register.check_path: must be a path"),
         ({"deregister_after": 5}, "register.deregister_after: must be >= 60"),
+        ({"deregister_after": 1e9}, "register.deregister_after: must be <= "),
+        ({"meta": {"Consul-x": "c"}}, "register.meta: must have no name that begins with 'consul-'"),
+        ({"meta": {"a": "é" * 257}}, "register.meta: must be at most 64 texts of at most 512 bytes"),
         ({"at": "http://127.0.0.1:8500"}, "register.at: must begin with consul://"),
         ({"at": "consul://127.0.0.1:8500/orders"}, "register.at: must have nothing between the address and a '?'"),
         ({"at": "consul://127.0.0.1?tag=a"}, "register.at: must have no parameters but ca_file, token_file"),

@@ -595,3 +595,12 @@ def test_the_drain_of_one_answer_is_not_the_next_endpoints_time(colour: Colour, 
     responses = colour.run(mesh_of(*fleet[:2], balancer=RoundRobin()), script)
     retried = next(response for response in responses if len(report(response).attempts) == 2)
     assert report(retried).attempts[1].seconds < 0.1
+
+
+def test_a_client_of_the_other_colour_is_told_which_transport_it_takes() -> None:
+    mesh = mesh_of("10.0.0.1:80")
+    wrong: Any = mesh.transport(), mesh.async_transport()
+    with pytest.raises(AttributeError, match=r"for httpx\.AsyncClient take mesh\.async_transport\(\)$"):
+        asyncio.run(httpx.AsyncClient(transport=wrong[0]).get("http://orders/"))
+    with pytest.raises(AttributeError, match=r"for httpx\.Client take mesh\.transport\(\)$"):
+        httpx.Client(transport=wrong[1]).get("http://orders/")

@@ -7,6 +7,7 @@ called. It never does the work itself.
 from __future__ import annotations
 
 import argparse
+import io
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -38,6 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.subcommand is None:
         parser.print_help(sys.stderr)
         return 2
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # what is shown may not be of its encoding
     return guarded(f"meshlib {options.subcommand}", lambda: options.run(options))
 
 

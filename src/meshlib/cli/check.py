@@ -16,6 +16,7 @@ from typing import Any
 
 import httpcore
 
+from meshlib.cli.screen import plain
 from meshlib.config.reading import Configuration
 from meshlib.config.schema import written
 from meshlib.config.sources import of_file
@@ -62,12 +63,12 @@ def run(path: Path, *, is_live: bool, timeout: float) -> int:
         found = source.read(content)
     except ConfigError as error:
         for fault in error.faults:
-            print(f"{path}: {fault}")
+            _say(f"{path}: {fault}")
         return 1
     for service in found.services if not is_live else ():  # else they are shown with the service
         for doubt in doubts_about(service, (), UNTOUCHED):
-            print(f"{path}: services.{service.name}: warning: {doubt.text}")
-    print(f"{path}: {_count(len(found.services), 'service')}, no faults", flush=True)
+            _say(f"{path}: services.{service.name}: warning: {doubt.text}")
+    _say(f"{path}: {_count(len(found.services), 'service')}, no faults")
     return _look(found, timeout) if is_live else 0
 
 
@@ -94,13 +95,13 @@ def _show(service: Service, snapshot: ServiceSnapshot, timeout: float) -> int:
     said = asyncio.run(_connected(service, endpoints, timeout))
     reached = sum(not wrong for wrong in said)
     answer = "no answer yet" if snapshot.age is None else _count(len(endpoints), "endpoint")
-    print(f"{service.name}: {answer}, {reached} can be connected to ({snapshot.source})")
+    _say(f"{service.name}: {answer}, {reached} can be connected to ({snapshot.source})")
     for warning in snapshot.warnings:
-        print(f"  warning: {warning}")
+        _say(f"  warning: {warning}")
     for endpoint, wrong in list(zip(endpoints, said, strict=True))[:SHOWN]:
-        print(f"  {endpoint}: {wrong or 'connected'}")
+        _say(f"  {endpoint}: {wrong or 'connected'}")
     if len(endpoints) > SHOWN:
-        print(f"  and {len(endpoints) - SHOWN} more")
+        _say(f"  and {len(endpoints) - SHOWN} more")
     return 0 if reached else 1
 
 
@@ -125,6 +126,10 @@ async def _why_not(service: Service, endpoint: Endpoint, timeout: float) -> str:
         return f"{type(cause).__name__}: {cause}".removesuffix(": ")
     stream.abort()
     return ""
+
+
+def _say(words: str) -> None:
+    print(plain(words), flush=True)
 
 
 def _count(count: int, noun: str) -> str:

@@ -80,7 +80,7 @@ class ServiceLines:
             f"{service['in_flight']:,d}{_of(service['limit'])} in flight",
             f"{service['budget_tokens']:.0f} of {service['budget_capacity']:,.0f} budget tokens",
             *([f"{service['throttle_share']:.0%} refused here"] if service["throttle_share"] else []),
-            *([f"{service['panics']:,d} panics"] if service["panics"] else []),
+            *([f"{service['panics']:,d} panic{'s' * (service['panics'] != 1)}"] if service["panics"] else []),
             f"by {plain(service['balancer'])}",
             f"from {plain(service['source']) or '-'}",
             "no answer yet" if age is None else f"confirmed {age:.0f} s ago",

@@ -45,7 +45,7 @@ def run(url: str, *, interval: float, is_once: bool) -> int:
     try:
         target = _target(url)
     except (httpx.InvalidURL, ValueError):
-        example = "http://127.0.0.1:8000/status"
+        example = "http://127.0.0.1:8000/mesh"
         print(f"meshlib top: URL: must be where a status page is mounted, for example {example}", file=sys.stderr)
         return 2
     source = _shown(target)

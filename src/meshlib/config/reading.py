@@ -114,9 +114,11 @@ class _Reader:
     def hidden(self, fault: Fault) -> Fault:
         """The fault without what came from the environment, which may be a secret."""
         message = fault.message
-        for value, written in self._secrets.items():
+        for value in sorted(self._secrets, key=len, reverse=True):  # one may hold another
+            written = self._secrets[value]
             message = message.replace(repr(value), repr(written))
-            message = message.replace(value, written) if len(value) >= SECRET else message
+            for shown in _shown(value) if len(value) >= SECRET else ():
+                message = message.replace(shown, written)
         return Fault(fault.path, message if len(message) <= LONGEST else f"{message[: LONGEST - 3]}...")
 
     def _services(self, table: Mapping[Any, Any]) -> list[Service]:
@@ -183,7 +185,7 @@ class _Reader:
         if not isinstance(raw, Text):
             return raw
         is_text = key.takes == {str} and key.name != "resolver"
-        return raw.text if is_text and not raw.text.startswith(('"', "'")) else _toml(raw.text)
+        return raw.text if is_text and not raw.text.startswith(('"', "'")) else in_toml(raw.text)
 
     def _settings(self, key: Key, raw: Mapping[Any, Any], path: str) -> Any:
         if key.table is None:
@@ -243,7 +245,7 @@ class _Reader:
         name = self._text(table.get("type"), f"{path}.type")
         if not isinstance(name, str) or name not in BALANCERS:
             where = path if isinstance(raw, str) else f"{path}.type"
-            shown = f", got {name!r:.100}" if "type" in table else ""
+            shown = f", got {name!r}" if "type" in table else ""  # as a whole: a part of a secret is not known for one
             return self._fault(where, f"must be one of {', '.join(BALANCERS)}{shown}{_meant(str(name), BALANCERS)}")
         kind: type = balancer_named(name)
         before = len(self.faults)
@@ -288,7 +290,7 @@ class _Reader:
 
     def _table(self, path: str, raw: Any) -> Mapping[Any, Any]:
         if isinstance(raw, Text):
-            raw = _toml(raw.text)
+            raw = in_toml(raw.text)
         if isinstance(raw, Mapping):
             return raw
         self._fault(path or "configuration", f"must be a table, got {type(raw).__name__}")
@@ -323,7 +325,7 @@ class Fixed:
         return self.seconds
 
 
-def _toml(text: str) -> Any:
+def in_toml(text: str) -> Any:
     """A value in TOML, or the text as it is if it is none."""
     import tomllib
 
@@ -332,6 +334,12 @@ def _toml(text: str) -> Any:
     except (ValueError, RecursionError):
         return text
     return found["value"] if found.keys() == {"value"} else text
+
+
+def _shown(value: str) -> tuple[str, ...]:
+    """A text as it may stand in a complaint: as it is, or within a longer one that is quoted so or so."""
+    both = "'\""  # then the one kind of quotes is escaped
+    return value, repr(value)[1:-1], repr(both + value)[len(repr(both)) - 1 : -1]
 
 
 def _is_toml(value: Any) -> bool:

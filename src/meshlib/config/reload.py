@@ -69,7 +69,6 @@ class Reload:
         try:
             content = self._source.content()
         except (OSError, ConfigError) as error:
-            self._digest = b""  # whatever comes back is looked at
             self._refuse(str(error))
             return
         if (digest := _digest_of(content)) != self._digest:
@@ -106,9 +105,11 @@ class Reload:
         return [name for name in names if self._options.get(name) != found.options.get(name)]
 
     def _refuse(self, why: str) -> None:
+        self._digest = b""  # whatever comes back is looked at; it may be the same, if a certificate was missing
         said = f"{self._source.path} is not taken over: {why}"
-        logger.warning("%s", said)
-        self.warnings = (said,)
+        if self.warnings != (said,):
+            logger.warning("%s", said)
+            self.warnings = (said,)
 
     def _marked(self) -> object:
         """What tells one state of the file from another. It may be reached by links, which are swapped as a whole."""

@@ -13,7 +13,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from meshlib.config.reading import Configuration, Text, configured
+from meshlib.config.reading import Configuration, Text, configured, in_toml
 from meshlib.validation import ConfigError, Fault
 
 LARGEST = 4 << 20
@@ -132,6 +132,8 @@ def _put(document: dict[str, Any], path: list[str], value: Text) -> str:
             table[name] = value
             break
         inner = table.get(name)
+        if isinstance(inner, Text):  # a variable gives the table, and another one a value in it
+            inner = in_toml(inner.text)
         if name == "balancer" and isinstance(inner, str):
             inner = {"type": inner}
         table[name] = table = dict(inner) if isinstance(inner, dict) else {}

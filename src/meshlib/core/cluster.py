@@ -1,97 +1,48 @@
-"""The live state of one service: its nodes, its view, its retry budget, and the one lock over them.
+"""The live state of one service: its nodes, its view, and the one lock over all that calls change.
 
-Decides which nodes survive a change of the endpoints, tells breakers their verdicts, and knows when what they have come
-to makes a new view necessary, which it publishes by one assignment. It never resolves a name and never does I/O; the
-lock is held for arithmetic only.
+Decides which nodes survive a change of the endpoints, and knows when what they have come to makes a new view necessary,
+which it publishes by one assignment. What may be sent is up to its gate, who is taken out to its ejections. It never
+resolves a name and never does I/O; the lock is held for arithmetic only.
 """
 
 from __future__ import annotations
 
-from collections import Counter, deque
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections import deque
+from collections.abc import Sequence
 from math import inf
 from threading import Lock
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING
 
-from meshlib.core.budget import Bucket
 from meshlib.core.chance import Rng
 from meshlib.core.doubts import Doubt, Traffic, doubts_about
-from meshlib.core.hedge import Hedging
+from meshlib.core.ejections import Ejections
+from meshlib.core.gate import Gate
+from meshlib.core.hedge import hedging_by
+from meshlib.core.hooks import Observer, Pending
 from meshlib.core.journal import Journal
+from meshlib.core.news import note_panic, of_endpoints
 from meshlib.core.node import Node, remembering
 from meshlib.core.report import Attempt
-from meshlib.core.snapshot import NodeSnapshot, ServiceSnapshot
+from meshlib.core.snapshot import ServiceSnapshot
 from meshlib.core.tally import Tally
-from meshlib.core.throttle import Shedder
-from meshlib.core.view import Level, Levels, View, most_ejected
+from meshlib.core.telling import SHOWN, snapshot_of, why_empty
+from meshlib.core.view import Levels, View
 from meshlib.endpoint import Endpoint, Place
-from meshlib.events import (
-    BudgetExhausted,
-    ConfigChanged,
-    DiscoveryRecovered,
-    DiscoveryStale,
-    Ejected,
-    EndpointAdded,
-    EndpointRemoved,
-    Event,
-    HealthChanged,
-    OverloadBegan,
-    OverloadEnded,
-    PanicBegan,
-    PanicEnded,
-    Probing,
-    Restored,
-)
+from meshlib.events import ConfigChanged, DiscoveryRecovered, DiscoveryStale, HealthChanged
 
 if TYPE_CHECKING:
     from meshlib.policy import HealthCheck
     from meshlib.service import Service
 
-
-SHOWN = 5
-"""Warnings that an error repeats; a list may hold a thousand names that cannot be looked up."""
-
-
-HURRY = 15.0
-"""Seconds to the next probe of a node, at most, while calls run on a level below it (rule B2)."""
-
 SPARED = 0.1
 """The share of its weight that a node which is not healthy has in panic, as at the beginning of a ramp (rule B3: the
 balancer still steers)."""
-
-CALM = 5.0
-"""Seconds without a refused call after which an overload is over."""
 
 CROWD = 100
 """Nodes from which on changes of their health and steps of their ramps share a view, if they come within a moment."""
 
 MOMENT = 2e-5
 """Seconds of such a moment, for each node: some ten times what a view takes to build."""
-
-
-class Pending(Protocol):
-    """What a call waits for while nobody asks the service's resolver, or there is no answer yet."""
-
-    def wait(self, left: float) -> None:
-        """Wait `left` seconds at most."""
-        ...
-
-    async def wait_async(self, left: float) -> None:
-        """See `wait`."""
-        ...
-
-
-class Observer(Protocol):
-    """What the calls of a service are observed by."""
-
-    def collect(self) -> None:
-        """Do what was left undone about calls that were garbage-collected."""
-        ...
-
-    def begin(self, method: str, url: Callable[[], str]) -> Any:
-        """A call begins; returns what hears of the rest."""
-        ...
 
 
 class Cluster:
@@ -111,9 +62,6 @@ class Cluster:
         known_at: when the endpoints were last confirmed.
         warnings: what people should know of the endpoints and where they come from.
         changes_at: when the view is to be built anew; see `refresh`.
-        probes_at: no ejected node of the view is due for a probe before; where many are, nobody looks at each for each
-            call.
-        shedder: what the throttle has heard.
         most, most_each: attempts that may be in flight at once, in all and on one node.
         slow_call: seconds after which an answer counts as a failure.
         in_flight: attempts whose response has not ended.
@@ -122,7 +70,9 @@ class Cluster:
         holds_until: when what is known of the endpoints grows stale; infinite if it never does.
         doubted: the settings of which something was said in the log.
         keyless, cut_short: see `Traffic`.
-        bucket: the retry budget.
+        gate: what may be sent.
+        ejections: which nodes are taken out.
+        bucket, shedder: the gate's, as every call reads them.
         telemetry: what begins the trails of observed calls; None while nobody observes them.
         hedging: when a call gets a backup request; None for never.
         journal: what has happened and was not told yet.
@@ -137,16 +87,16 @@ class Cluster:
         self.rng = rng
         self.lock = Lock()
         self.publishing = Lock()
-        self.bucket = Bucket(service.retry.budget)
-        self.shedder = Shedder(service.throttle)
-        self.hedging = None if service.hedge is None else Hedging(service.hedge)
+        self.hedging = hedging_by(service.hedge)
         self._set_bounds(service)
         self.journal = Journal(service.name)
+        self.tally = Tally()
+        self.gate = Gate(service, self.journal, self.tally, rng)
+        self.ejections = Ejections(service.breaker, self.journal, self.tally, rng)
+        self.bucket, self.shedder = self.gate.bucket, self.gate.shedder
         self.orphans: deque[Attempt] = deque()
         self._nodes: dict[Place, Node] = {}
         self._published: dict[Place, Endpoint] = {}
-        self._sizes: Counter[int] = Counter()
-        self._ejected: Counter[int] = Counter()
         self.source = ""
         self.known_at = self._known_since = 0.0
         self.pending: Pending | None = None
@@ -154,13 +104,10 @@ class Cluster:
         self.warnings: tuple[str, ...] = ()
         self.doubted: set[str] = set()
         self._is_stale = False
-        self._refused_at: float | None = None
         self.in_flight = self.panics = self.keyless = self.cut_short = 0
-        self.tally = Tally()
         self.telemetry: Observer | None = None
         self.holds_until = inf
         self.changes_at, self._built_at = inf, -inf
-        self.probes_at = -inf
         self.view = View.build((), Levels.of((), service), service, rng, zone, 0.0)
 
     def publish(
@@ -228,18 +175,14 @@ class Cluster:
         with self.lock:
             self.service = service
             self._set_bounds(service)
-            self.bucket.adopt(service.retry.budget)
-            self.shedder.adopt(service.throttle)
+            self.gate.adopt(service)
             self._forget_doubts(changed)
             for node in self._nodes.values():
                 node.adopt(service.balancer)
-                node.breaker.adopt(service.breaker, now)
-                if not service.breaker.enforce:
-                    self._free(node, now)
                 if service.health is None:
                     node.health, node.awaits_check = None, False
-            self._adopt_hedge(service)
-            self.probes_at = -inf
+            self.ejections.adopt(service.breaker, now)
+            self.hedging = hedging_by(service.hedge, self.hedging)
             self.journal.note(ConfigChanged, now, changed)
             self.changes_at = now
 
@@ -307,25 +250,13 @@ class Cluster:
             ValueError: if there is no such endpoint now.
         """
         with self.lock:
-            node = self._at(place)
-            if not node.is_barred:
-                self.tally.ejections["manual", True] += 1
-                self.journal.note(Ejected, now, node.endpoint, "hand", "by hand", None)
-            node.is_barred = True
+            self.ejections.bar(self._at(place), now)
             self.changes_at = now  # nobody taken out by hand is called for another moment
 
     def unbar(self, place: Place, now: float) -> None:
         """End an ejection, be it by hand or by its breaker; see `bar`. Calls come back on a ramp."""
         with self.lock:
-            node = self._at(place)
-            was = node.breaker.state
-            if was != "closed" or node.is_barred:
-                self.journal.note(Restored, now, node.endpoint, "hand")
-            if node.breaker.close(now):
-                self._has_turned(node, was, now)
-            elif node.is_barred:
-                node.breaker.start_ramp(now)
-            node.is_barred = False
+            self.ejections.unbar(self._at(place), now)
             self._change(now)
 
     def has(self, place: Place) -> bool:
@@ -334,74 +265,12 @@ class Cluster:
 
     def why_empty(self, now: float) -> str:
         """Why there is no endpoint to call, in words."""
-        said = "; ".join(self.warnings[:SHOWN])
-        if (more := len(self.warnings) - SHOWN) > 0:
-            said = f"{said}; and {more} more"
-        said = f" ({said})" if said else ""
-        if not self.is_known:
-            return f"its endpoints are not known yet{said}"
-        if self._nodes:
-            shown = [f"{each.endpoint}: {each.why}" for each in self.snapshot(now).nodes[:SHOWN]]
-            return f"no endpoint is to be called now ({'; '.join(shown)})"
-        return f"it has no endpoint, as of {now - self.known_at:.0f} s ago{said or f' ({self.source})'}"
+        return why_empty(self, now)
 
     def record(self, node: Node, permit: int, success: bool | None, now: float) -> None:
         """Tell a node's breaker a verdict. Under the lock."""
-        breaker = node.breaker
-        was, was_healthy, is_probe = breaker.state, breaker.is_healthy, permit == breaker.generation
-        unenforced = breaker.unenforced
-        if breaker.record(permit, success, now, partial(self._may_eject, node, now), self.rng):
-            self._has_turned(node, was, now)
-            self._tell_of(node, was, now)
-        elif breaker.unenforced != unenforced:
-            self.tally.ejections[breaker.fault, False] += 1
-        if is_probe and was == "half_open":
-            self.probes_at = -inf  # the next one may come at once
-        if breaker.is_healthy != was_healthy:
+        if self.ejections.record(node, permit, success, now):
             self._change(now)
-
-    def refusal(self, now: float) -> str:
-        """Why one more call is not let in, in words; empty if it is. Under the lock."""
-        if self.in_flight >= self.most:
-            self.tally.refusals["limit"] += 1
-            return f"it has {self.in_flight} in flight, which is its limit"
-        if self.shedder.is_awake and not self.admits(now):
-            self.tally.refusals["throttle"] += 1
-            return f"it is overloaded, and {self.shedder.share(now):.0%} of the calls are refused here"
-        return ""
-
-    def admits(self, now: float) -> bool:
-        """Whether the throttle, which is awake, lets one more attempt go. Under the lock."""
-        if self.shedder.admits(now, self.rng):
-            if self._refused_at is not None and now - self._refused_at >= CALM:
-                self._refused_at = None
-                self.journal.note(OverloadEnded, now)
-            return True
-        if self._refused_at is None:
-            self.journal.note(OverloadBegan, now, self.shedder.share(now))
-        self._refused_at = now
-        return False
-
-    def pay(self, now: float, *, throttled: bool) -> float:
-        """Pay for an extra attempt; returns what it cost, 0 for none. Under the lock."""
-        was_exhausted = self.bucket.is_exhausted
-        paid = self.bucket.pay(throttled=throttled)
-        if self.bucket.is_exhausted and not was_exhausted:
-            self.journal.note(BudgetExhausted, now)
-        return paid
-
-    def probed(self, node: Node, was: str, now: float) -> None:
-        """A call has become the probe of a node whose breaker was in this state. Under the lock."""
-        self.tally.turns["half_open"] += was == "open"
-        self.journal.note(Probing, now, node.endpoint)
-
-    def fullness(self) -> str:
-        """That every endpoint is at its limit, in words; empty if there is none. Under the lock."""
-        limit = self.service.limit
-        if limit is None or limit.per_endpoint is None or not self.view.offered:
-            return ""
-        self.tally.refusals["limit"] += 1
-        return f"each of its endpoints has {limit.per_endpoint} in flight, which is their limit"
 
     def count_keyless(self) -> None:
         """A call has brought no key."""
@@ -438,21 +307,6 @@ class Cluster:
         if "timeout" in changed:
             self.cut_short = 0
 
-    def _adopt_hedge(self, service: Service) -> None:
-        """Under the lock."""
-        if service.hedge is None or self.hedging is None:
-            self.hedging = None if service.hedge is None else Hedging(service.hedge)
-        else:
-            self.hedging.adopt(service.hedge)
-
-    def _free(self, node: Node, now: float) -> None:
-        """Its breaker, which ejects nobody any more, lets go of a node. Under the lock."""
-        was = node.breaker.state
-        if node.breaker.close(now):
-            self._has_turned(node, was, now)
-            if not node.is_barred:
-                self.journal.note(Restored, now, node.endpoint, "hand")
-
     def _nodes_at(self, wanted: dict[Place, Endpoint], service: Service) -> dict[Place, Node]:
         """The nodes of these places; those there are, and new ones."""
         return {place: self._nodes.get(place) or self._newcomer(each, service) for place, each in wanted.items()}
@@ -476,52 +330,14 @@ class Cluster:
             with self.lock:
                 self.changes_at = min(self.changes_at, was)  # and what has changed meanwhile is not forgotten
             raise
-        news = self._come_and_gone(nodes, now)
+        news = of_endpoints(self.service.name, self._nodes, nodes, self.journal, now)
         with self.lock:
             self.journal.add_all(news)
-            self._note_panic(view, now)
+            note_panic(self.view, view, self.journal, now)
             self.panics += view.panic and not self.view.panic
             self.view, self._nodes, self._built_at = view, nodes, now
-            present = [node for node in view.nodes if not node.is_barred]
-            self._sizes = Counter(node.endpoint.priority for node in present)
-            self._ejected = Counter(node.endpoint.priority for node in present if node.breaker.state != "closed")
+            self.ejections.count(nodes, view, now)
             self.changes_at = min(self.changes_at, self._soonest(view.until))
-            for node in view.ejected:
-                self._hurry(node, now)
-            self.probes_at = -inf
-
-    def _come_and_gone(self, nodes: dict[Place, Node], now: float) -> list[Event]:
-        """What is to be noted of these nodes in the place of those before. They may be thousands."""
-        name, news = self.service.name, list[Event]()
-        if nodes is not self._nodes:
-            if self.journal.hears(EndpointRemoved):
-                gone = [node for place, node in self._nodes.items() if place not in nodes]
-                news += [EndpointRemoved(name, now, node.endpoint) for node in gone]
-            if self.journal.hears(EndpointAdded):
-                come = [node for place, node in nodes.items() if place not in self._nodes]
-                news += [EndpointAdded(name, now, node.endpoint) for node in come]
-        return news
-
-    def _note_panic(self, view: View, now: float) -> None:
-        """Note that a panic begins or ends with this view. Under the lock."""
-        if view.panic and not self.view.panic:
-            called = [node for node in view.nodes if node.endpoint.priority == view.priority]
-            level = Level.of(view.priority, called)
-            self.journal.note(PanicBegan, now, level.healthy, level.known)
-        elif self.view.panic and not view.panic:
-            self.journal.note(PanicEnded, now)
-
-    def _tell_of(self, node: Node, was: str, now: float) -> None:
-        """A verdict has changed the state of a node's breaker: count it and note it. Under the lock."""
-        breaker = node.breaker
-        self.tally.ejections[breaker.fault, True] += was == "closed"
-        if self._nodes.get(node.endpoint.place) is not node or node.is_barred:
-            return  # nobody calls it in any case
-        if breaker.state == "closed":
-            self.journal.note(Restored, now, node.endpoint, "probe")
-        else:
-            seconds = breaker.seconds_left(now)
-            self.journal.note(Ejected, now, node.endpoint, "breaker", breaker.why, seconds, was == "half_open")
 
     def _change(self, now: float) -> None:
         """The view is to be built anew. Under the lock."""
@@ -531,35 +347,6 @@ class Cluster:
         """When a view that is wanted then may be built: a crowd's takes long, and is not built for every change."""
         crowd = len(self._nodes)
         return wanted if crowd <= CROWD else max(wanted, self._built_at + crowd * MOMENT)
-
-    def _may_eject(self, node: Node, now: float) -> bool:
-        """Whether one more node may be ejected (rule B3). Under the lock."""
-        priority, nodes = node.endpoint.priority, self._nodes.values()
-        if any(level > priority for level in self._sizes) and any(
-            each.endpoint.priority > priority and each.may_serve(now) for each in nodes
-        ):
-            return True
-        if self._ejected[priority] >= most_ejected(self._sizes[priority], self.service.breaker.max_ejected):
-            return False
-        others = (each for each in nodes if each is not node and each.endpoint.priority == priority)
-        return any(each.is_usable and not each.is_barred for each in others)
-
-    def _has_turned(self, node: Node, was: str, now: float) -> None:
-        """A node's breaker has opened or closed. Under the lock."""
-        priority, breaker = node.endpoint.priority, node.breaker
-        self.tally.turns[breaker.state] += 1
-        if breaker.state == "closed":
-            self._ejected[priority] -= 1
-            node.recover(now)
-        else:
-            self._ejected[priority] += was == "closed"
-            self._hurry(node, now)
-            self.probes_at = -inf
-
-    def _hurry(self, node: Node, now: float) -> None:
-        """While calls run on a level below it, a node is not left alone for long. Under the lock."""
-        if node.endpoint.priority < self.view.priority:
-            node.breaker.probe_by(now + HURRY)
 
     def forget(self) -> None:
         """After a fork, in the child: nobody holds the lock, and no attempt of the parent's is ours."""
@@ -572,39 +359,14 @@ class Cluster:
             node.forget_open()
 
     def snapshot(self, now: float) -> ServiceSnapshot:
-        """The state of the service as frozen values. Calls go on meanwhile: there may be thousands of nodes."""
+        """The state of the service as frozen values."""
         self.refresh(now)
-        view = self.view
-        offered, nodes = set(view.offered), []
         with self.lock:
             self.collect_orphans()
-        for node in view.nodes:
-            with self.lock:
-                nodes.append(NodeSnapshot.of(node, node in offered, node in view.panicking, now))
-        with self.lock:
-            return ServiceSnapshot(
-                name=self.service.name,
-                nodes=tuple(nodes),
-                in_flight=self.in_flight,
-                panic=view.panic,
-                panics=self.panics,
-                budget_tokens=self.bucket.tokens,
-                budget_capacity=self.bucket.capacity,
-                throttle_share=self.shedder.share(now),
-                limit=None if self.service.limit is None else self.service.limit.max_in_flight,
-                balancer=self.view.balancer,
-                source=self.source,
-                age=now - self.known_at if self.is_known else None,
-                warnings=(*self.warnings, *(doubt.text for doubt in self.doubts(now))),
-            )
+        return snapshot_of(self, now)
 
     def doubts(self, now: float) -> list[Doubt]:
         """What people should know of the settings in the light of the traffic."""
         seconds = now - self._known_since if self.is_known else 0.0
-        return list(
-            doubts_about(
-                self.service,
-                self.view.nodes,
-                Traffic(seconds, self.keyless, self.cut_short, self.shedder.in_words(now)),
-            )
-        )
+        traffic = Traffic(seconds, self.keyless, self.cut_short, self.shedder.in_words(now))
+        return list(doubts_about(self.service, self.view.nodes, traffic))

@@ -76,6 +76,14 @@ class Hedging:
             self._delay = quantile(self._latencies, 1 - self._share)
 
 
+def hedging_by(settings: Hedge | None, before: Hedging | None = None) -> Hedging | None:
+    """What goes by these settings, and by what was known `before`; None if no call is to be hedged."""
+    if settings is None or before is None:
+        return None if settings is None else Hedging(settings)
+    before.adopt(settings)
+    return before
+
+
 def quantile(latencies: Iterable[float], share: float) -> float:
     """The smallest of them that at least `share` of them are not above."""
     ranked = sorted(latencies)

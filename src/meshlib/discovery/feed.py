@@ -93,7 +93,8 @@ class Feed:
             every: float = min(EVERY, *(getattr(part, "pace", EVERY) for part in parts_of(self._resolver)))
             while True:
                 try:
-                    await asyncio.wait_for(self._stirred.wait(), patience)
+                    async with asyncio.timeout(patience):  # `wait_for` may swallow the end of the task
+                        await self._stirred.wait()
                 except TimeoutError:
                     pass  # nothing new, but older
                 self._stirred.clear()

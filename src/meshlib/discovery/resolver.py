@@ -75,6 +75,10 @@ def wrong_with(resolver: Any) -> str | None:
     if inspect.isroutine(resolve) and not inspect.iscoroutinefunction(inspect.unwrap(resolve)):
         return f"must be a resolver whose 'resolve' is an 'async def', {given}"
     try:
+        source_of(resolver)
+    except Exception as error:
+        return f"must be a resolver whose 'source' can be told, {given}: it raised {type(error).__name__}"
+    try:
         hash(getattr(resolver, "watch_key", None))
     except TypeError:
         return f"must be a resolver whose 'watch_key' is hashable, {given}"

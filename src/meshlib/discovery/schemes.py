@@ -112,7 +112,9 @@ def _meant(url: str, scheme: str, known: list[str]) -> str:
 
     if near := get_close_matches(scheme, known, n=1):
         return f"; did you mean '{near[0]}:'?"
+    address = url.partition("//")[2].removesuffix("/") if scheme in ("http", "https") else url
+    tls = " with tls=TLS()" if scheme == "https" else ""
     try:
-        return f"; did you mean 'static:{Endpoint.parse(url)}'?"
+        return f"; did you mean 'static:{Endpoint.parse(address)}'{tls}?"
     except ConfigError:
         return ""

@@ -68,6 +68,11 @@ class Static:
         return f"Static([{', '.join(repr(str(endpoint)) for endpoint in self.endpoints)}])"
 
 
+def fixed(resolver: object) -> Static | None:
+    """The resolver, if it holds its endpoints as they are dialled, so that nobody has to be asked."""
+    return resolver if isinstance(resolver, Static) and resolver.is_resolved else None
+
+
 def _read(entries: Iterable[Endpoint | str], weights: list[float] | None = None) -> tuple[Endpoint, ...]:
     endpoints: list[Endpoint] = []
     faults: list[Fault] = []

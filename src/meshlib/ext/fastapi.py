@@ -12,8 +12,11 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
-from starlette.requests import HTTPConnection
-from starlette.responses import Response
+try:
+    from starlette.requests import HTTPConnection
+    from starlette.responses import Response
+except ModuleNotFoundError as error:
+    raise ImportError("starlette is not installed: pip install 'meshlib-http[fastapi]'") from error
 
 from meshlib.ext.asgi import MESH, App, MeshMiddleware, Message, Receive, Send, StatusRequest, status_app
 
@@ -44,8 +47,12 @@ def lifespan(
         register: what `mesh.register(...)` gives: entered last, once `then` has started, and left first.
 
     Raises:
-        TypeError: if `then` is an async generator function without `contextlib.asynccontextmanager`.
+        TypeError: if `mesh` is none, or `then` an async generator function without `contextlib.asynccontextmanager`.
     """
+    from meshlib.mesh import Mesh
+
+    if not isinstance(mesh, Mesh):
+        raise TypeError(f"a lifespan is of a mesh, FastAPI(lifespan=lifespan(mesh)), got {type(mesh).__name__}")
     if inspect.isasyncgenfunction(then):
         raise TypeError(f"decorate the lifespan {then.__name__} with contextlib.asynccontextmanager")
 
@@ -111,7 +118,7 @@ class ClientOf:
     async def __call__(self, connection: HTTPConnection) -> httpx.Client | httpx.AsyncClient:
         """The client, for one request."""
         mesh = self.mesh or self._mesh_of(connection)
-        return cast("httpx.Client | httpx.AsyncClient", mesh._shared.take(mesh, self.service, not self.is_sync))
+        return cast("httpx.Client | httpx.AsyncClient", mesh._upkeep.shared.take(mesh, self.service, not self.is_sync))
 
     def _mesh_of(self, connection: HTTPConnection) -> Mesh:
         mesh: Mesh | None = getattr(connection.app.state, "meshlib", None) or connection.scope.get(MESH)
@@ -133,9 +140,14 @@ def status_router(mesh: Mesh, path: str = "/mesh", *, auth: Auth | None = None) 
         mesh: which one.
         path: where.
         auth: see `meshlib.ext.asgi.status_app`.
+
+    Raises:
+        ValueError: if `path` does not start with a slash: no request would ever come there.
     """
     from fastapi import APIRouter
 
+    if path and not path.startswith("/"):
+        raise ValueError(f"the path of a status page must start with a slash, got {path!r}")
     app = status_app(mesh, auth=auth)
     router = APIRouter()
     path = path.rstrip("/")

@@ -12,10 +12,13 @@ from contextlib import AbstractContextManager
 from threading import Lock
 from typing import TYPE_CHECKING, Any, cast
 
-import click
-from flask import Flask, current_app, request
-from flask.cli import AppGroup
-from werkzeug.wrappers import Response
+try:
+    import click
+    from flask import Flask, current_app, request
+    from flask.cli import AppGroup
+    from werkzeug.wrappers import Response
+except ModuleNotFoundError as error:
+    raise ImportError("flask is not installed: pip install 'meshlib-http[flask]'") from error
 
 from meshlib.errors import ResolveError
 from meshlib.ext.status import StatusRequest
@@ -81,7 +84,7 @@ class FlaskMesh:
     def client(self, service: str) -> httpx.Client:
         """The one client of a service that all requests of the process share."""
         mesh = self.mesh
-        return cast("httpx.Client", mesh._shared.take(mesh, service, False))
+        return cast("httpx.Client", mesh._upkeep.shared.take(mesh, service, False))
 
     def start(self) -> None:
         """Register this process now, rather than with its first request; where a worker starts, after the fork."""

@@ -63,11 +63,14 @@ class Departure:
                     signal.signal(number, previous)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if number in self._seen or not self._leave(partial(self._send_again, number)):
+        is_of_loop = getattr(self._previous[number], "__module__", "") in _OF_LOOPS
+        # A loop has noted the signal already; it would hear of another one as a second.
+        then = _nothing if is_of_loop else partial(self._send_again, number)
+        if number in self._seen or not self._leave(then):
             self._pass_on(number, frame)
             return
         self._seen.add(number)
-        if getattr(self._previous[number], "__module__", "") in _OF_LOOPS:
+        if is_of_loop:
             self._wait()  # the loop's own callback comes as soon as we return
             self._pass_on(number, frame)
 
@@ -83,3 +86,7 @@ class Departure:
         else:
             signal.signal(number, previous)
             os.kill(os.getpid(), number)
+
+
+def _nothing() -> None:
+    pass

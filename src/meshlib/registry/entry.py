@@ -24,13 +24,16 @@ LONGEST_TTL = 3600.0
 SHORTEST_REAPING = 60.0
 """Consul takes less for a minute."""
 
+LONGEST_REAPING = 365 * 86400.0
+
 Alive = Callable[[], bool | Awaitable[bool]]
 
 _NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,126}[A-Za-z0-9])?\Z")
 _META_KEY = re.compile(r"[A-Za-z0-9_-]{1,128}\Z")
 LONGEST_META = 512
 MOST_META = 64
-"""What Consul allows."""
+RESERVED = "consul-"
+"""What Consul allows, and keeps to itself."""
 
 
 def _name_rule(value: Any) -> str | None:
@@ -48,10 +51,16 @@ def _meta_rule(value: Any) -> str | None:
         isinstance(value, Mapping)
         and len(value) <= MOST_META
         and all(isinstance(key, str) and _META_KEY.match(key) for key in value)
-        and all(isinstance(text, str) and len(text) <= LONGEST_META for text in value.values())
+        and all(isinstance(text, str) and _length(text) <= LONGEST_META for text in value.values())
     )
-    wanted = f"at most {MOST_META} texts of at most {LONGEST_META} characters, by names of letters, digits, '-' and '_'"
+    if usable and any(key.lower().startswith(RESERVED) for key in value):
+        return f"must have no name that begins with {RESERVED!r}, for Consul keeps these to itself"
+    wanted = f"at most {MOST_META} texts of at most {LONGEST_META} bytes, by names of letters, digits, '-' and '_'"
     return None if usable else f"must be {wanted}, for example {{'version': '2.1'}}"
+
+
+def _length(text: str) -> int:
+    return len(text.encode("utf-8", "replace"))
 
 
 def _is_text(value: Any) -> bool:
@@ -92,7 +101,7 @@ class Entry:
     alive: Alive | None = ruled(lambda value: _alive(value), default=None)
     check_path: str = ruled(_path_rule, default="/healthz")
     check_interval: float = ruled(number(at_least=1, at_most=3600), default=10.0)
-    deregister_after: float = ruled(number(at_least=SHORTEST_REAPING), default=SHORTEST_REAPING)
+    deregister_after: float = ruled(number(at_least=SHORTEST_REAPING, at_most=LONGEST_REAPING), default=60.0)
     drain: float = ruled(number(at_least=0, at_most=600), default=0.3)
     agent: ConsulAgent = field(init=False)
 
@@ -142,7 +151,7 @@ class Entry:
         check = {
             "Name": f"{self.name}: {self.check}",
             "Status": "passing",  # else it would be critical until its first check
-            "DeregisterCriticalServiceAfter": f"{self.deregister_after:g}s",
+            "DeregisterCriticalServiceAfter": _duration(self.deregister_after),
         }
         return {
             "ID": self.id,
@@ -156,7 +165,15 @@ class Entry:
 
     def _check(self) -> dict[str, str]:
         if self.check == "ttl":
-            return {"TTL": f"{self.ttl:g}s"}
+            return {"TTL": _duration(self.ttl)}
         place = str(Endpoint(self.host or "127.0.0.1", self.port))
         target = {"HTTP": f"http://{place}{self.check_path}"} if self.check == "http" else {"TCP": place}
-        return target | {"Interval": f"{self.check_interval:g}s", "Timeout": f"{min(self.check_interval, 5.0):g}s"}
+        return target | {
+            "Interval": _duration(self.check_interval),
+            "Timeout": _duration(min(self.check_interval, 5.0)),
+        }
+
+
+def _duration(seconds: float) -> str:
+    """As Go reads it, which knows no exponents."""
+    return f"{seconds:.3f}".rstrip("0").rstrip(".") + "s"

@@ -52,7 +52,7 @@ class Registration:
         self._entry, self._control, self._clock, self._rng = entry, control, clock, rng
         self._owner = owner  # the mesh: without it the control plane would end
         self._stay: Stay | None = None
-        self._departure = Departure(self._leave_then, self._wait)
+        self._departure: Departure | None = None
         self._patience = LEAVE_WITHIN + entry.drain + SLACK
         self.counts: Counter[str] = Counter()
         inherited.add(self)
@@ -99,6 +99,8 @@ class Registration:
             return
         self._stay = stay
         _started.add(self)
+        # A new one each time: the one of before may still be called, by whoever has put a handler before it.
+        self._departure = Departure(self._leave_then, self._wait)
         self._departure.hook()
 
     def close(self) -> None:
@@ -154,7 +156,8 @@ class Registration:
         if stay is None or stay.left.is_set():
             return False
         stay.then.append(then)
-        stay.ask_to_leave()
+        for each in tuple(_started):  # at the same time: a registry that hangs takes each of them a second
+            each.ask_to_leave()
         if stay.left.is_set():  # meanwhile; then nobody else may have seen it
             try:
                 stay.then.remove(then)
@@ -170,7 +173,8 @@ class Registration:
     def _end(self) -> None:
         self._stay = None
         _started.discard(self)
-        self._departure.unhook()
+        if self._departure is not None:
+            self._departure.unhook()
 
 
 def _running_loop() -> asyncio.AbstractEventLoop | None:

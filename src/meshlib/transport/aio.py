@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import anyio
 import httpx
@@ -35,6 +35,12 @@ class AsyncMeshTransport(httpx.AsyncBaseTransport):
             AsyncStacks(router.clock) if router.inner is None else AsyncInnerStacks(router.inner, router.clock)
         )
         router.clients.add(self._stacks)
+
+    if not TYPE_CHECKING:  # it would accept every name
+
+        def __getattr__(self, name: str) -> NoReturn:
+            known = "it is for httpx.AsyncClient; for httpx.Client take mesh.transport()"
+            raise AttributeError(f"{type(self).__name__} has no {name}: {known}")
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """See `httpx.AsyncBaseTransport`.

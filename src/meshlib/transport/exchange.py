@@ -14,6 +14,7 @@ import httpcore
 import httpx
 
 from meshlib.core.call import TIMER_SLACK, Call
+from meshlib.core.ending import Ending
 from meshlib.core.outcome import End, Outcome
 from meshlib.core.report import Attempt, attach
 from meshlib.errors import DeadlineExceeded, NoEndpoints, Overloaded, ResolveError
@@ -155,9 +156,7 @@ class Exchange(Call):
         if answer.status not in self.route.unwell:
             self.succeed(attempt, self.clock(), answer.status, answer.is_closed)
             return None
-        return self.settle(
-            attempt,
-            self.clock(),
+        ending = Ending(
             status=answer.status,
             retry_after=binding.retry_after(answer) if answer.status in binding.RETRY_AFTER_STATUS else None,
             resendable=self.body.is_resendable,
@@ -165,6 +164,7 @@ class Exchange(Call):
             overloaded=answer.status == 503 and bool(answer.header(binding.OVERLOADED)),
             evidence=lambda: answer.evidence(self.request, self.report),
         )
+        return self.settle(attempt, self.clock(), ending)
 
     def broke(self, attempt: Attempt, error: BaseException, connection: Any) -> float | None:
         """The attempt raised. Returns None if the call ends with it, else the seconds to wait.
@@ -181,15 +181,14 @@ class Exchange(Call):
             self.restart(attempt, self.clock())  # what its body took or its request lacked is not the endpoint's time
         elif self.body.waited:
             self._account(attempt)
-        again = self.settle(
-            attempt,
-            self.clock(),
+        ending = Ending(
             end=end,
             error=binding.in_words(error),
             sent=stream is not None and stream.sent,
             resendable=self.body.is_resendable,
             evidence=lambda: binding.httpx_error(error, self.request),
         )
+        again = self.settle(attempt, self.clock(), ending)
         if isinstance(error, Exception):
             if end is End.caller and not isinstance(error, Stalled):
                 raise fault or binding.httpx_error(error, self.request)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import httpx
 
@@ -34,6 +34,12 @@ class MeshTransport(httpx.BaseTransport):
             SyncStacks(router.clock) if router.inner is None else InnerStacks(router.inner, router.clock)
         )
         router.clients.add(self._stacks)
+
+    if not TYPE_CHECKING:  # it would accept every name
+
+        def __getattr__(self, name: str) -> NoReturn:
+            known = "it is for httpx.Client; for httpx.AsyncClient take mesh.async_transport()"
+            raise AttributeError(f"{type(self).__name__} has no {name}: {known}")
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         """See `httpx.BaseTransport`.

@@ -33,7 +33,7 @@ def _make(tls: TLS) -> ssl.SSLContext:
         return tls.verify
     try:
         context = ssl.create_default_context(cafile=None if tls.verify == "system" else tls.verify)
-    except (OSError, ssl.SSLError) as error:
+    except (OSError, ValueError) as error:  # among them those of TLS, and a path that cannot be one
         raise ConfigError(
             [Fault("tls.verify", f"must be 'system' or a readable bundle of certificates: {error}")]
         ) from error
@@ -42,7 +42,7 @@ def _make(tls: TLS) -> ssl.SSLContext:
     if tls.cert is not None:
         try:
             context.load_cert_chain(tls.cert, tls.key, password=_refuse)
-        except (OSError, ssl.SSLError) as error:
+        except (OSError, ValueError) as error:
             raise ConfigError(
                 [Fault("tls.cert", f"must be a certificate whose key fits, both readable: {error}")]
             ) from error
