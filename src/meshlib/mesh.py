@@ -421,9 +421,9 @@ class Mesh:
         """Stop what the mesh runs: endpoints are neither looked for nor checked any more, and calls make do with what
         was known last.
 
-        Clients are closed on their own, as with httpx, but for those of decorated functions. `with mesh:` lets it start
-        again, at the next use. Callbacks have a second to hear what has happened, and go on hearing of calls that are
-        still made.
+        Clients are closed on their own, as with httpx, but for those of decorated functions and frameworks. A `with`
+        block lets it start again, at the next use. Callbacks have a second to hear what has happened, and go on
+        hearing of calls that are still made.
         """
         self._upkeep.close()
 
