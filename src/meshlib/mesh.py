@@ -454,9 +454,9 @@ class Mesh:
             deregister_after=deregister_after,
             drain=drain,
         )
-        registration = Registration(
-            entry, self._controlled(), clock=time.monotonic, rng=random.SystemRandom(), owner=self
-        )
+        with self._changing:  # two threads must not both make a control plane
+            control = self._controlled()
+        registration = Registration(entry, control, clock=time.monotonic, rng=random.SystemRandom(), owner=self)
         self._registrations.append(registration)
         return registration
 
