@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import anyio
 import pytest
 
 from meshlib import Mesh
@@ -146,3 +147,24 @@ def test_G1_one_that_begins_again_over_another_passes_signals_on(
         one.close()
         two.close()
         signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_G1_a_block_that_is_cancelled_waits_for_the_end_as_well(
+    backend: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    registration = Mesh().register("orders", port=1)
+    stays: list[Any] = []
+
+    async def serve() -> None:
+        with anyio.CancelScope() as scope:
+            async with registration:
+                stays.append(registration._stay)
+                scope.cancel()
+
+    before = signal.getsignal(signal.SIGTERM)
+    anyio.run(serve, backend=backend)
+    assert stays[0].left.is_set()
+    assert registration.state == "closed"
+    assert signal.getsignal(signal.SIGTERM) == before

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import socket
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 
-from meshlib import ConfigError, Mesh
+from meshlib import ConfigError, Mesh, control
 from meshlib.registry import Entry
 
 pytestmark = pytest.mark.once
@@ -80,3 +83,20 @@ def test_all_faults_are_told_together() -> None:
     assert [fault.path for fault in refused.value.faults] == [
         f"register.{name}" for name in ("host", "at", "name", "port")
     ]
+
+
+def test_S3_registrations_of_several_threads_share_a_control_plane(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Slow(control.Control):
+        def __init__(self, rng: Any) -> None:
+            time.sleep(0.2)
+            super().__init__(rng)
+
+    monkeypatch.setattr(control, "Control", Slow)
+    mesh, together = Mesh(), threading.Barrier(3)
+
+    def register(number: int) -> Any:
+        together.wait(20)
+        return mesh.register(f"orders-{number}", port=8000)._control
+
+    with ThreadPoolExecutor(3) as threads:
+        assert len(set(threads.map(register, range(3)))) == 1

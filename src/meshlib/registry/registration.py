@@ -112,10 +112,12 @@ class Registration:
     async def aclose(self) -> None:
         """See `close`; on asyncio and trio."""
         self.ask_to_leave()
-        with anyio.move_on_after(self._patience):
-            while self._stay is not None and not self._stay.left.is_set():  # noqa: ASYNC110  # a thread sets it
-                await anyio.sleep(0.005)
-        self._end()
+        try:
+            with anyio.move_on_after(self._patience, shield=True):  # a scope that is cancelled ends like any other
+                while self._stay is not None and not self._stay.left.is_set():  # noqa: ASYNC110  # a thread sets it
+                    await anyio.sleep(0.005)
+        finally:
+            self._end()
 
     def ask_to_leave(self) -> None:
         """Have it end soon, and do not wait."""
