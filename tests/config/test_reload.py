@@ -127,7 +127,7 @@ def test_a_file_whose_certificate_was_missing_is_taken_over_when_it_is_touched(
     file.write_text(text(upstream.address))
     with Mesh.from_toml(file, reload=True) as mesh:
         mesh.wait_ready(LONG)
-        mesh._controlled().ensure()
+        mesh._upkeep._controlled().ensure()
         replace(file, text(upstream.address, more="tls.verify = 'ca.pem'"))
         until(lambda: "tls.verify" in warnings_of(mesh))
         shutil.copy(certificates[0], tmp_path / "ca.pem")
