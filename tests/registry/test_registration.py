@@ -11,7 +11,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from workers import FORKING, GUNICORN, ON_A_LOOP, SERVING, WAITING, Worker, accepts, states, until
+from workers import (
+    FASTAPI,
+    FLASK,
+    FORKING,
+    GUNICORN,
+    ON_A_LOOP,
+    PLAIN,
+    SERVING,
+    WAITING,
+    Worker,
+    accepts,
+    states,
+    until,
+)
 
 from components.absence import demanded
 from components.consul import Agent, binary
@@ -20,6 +33,9 @@ from meshlib import Mesh
 from meshlib.registry import Registration
 
 pytestmark = pytest.mark.component
+
+BUSY = 2.0
+"""Seconds that a busy machine may add to a bar; left to itself it needs about half of each."""
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -98,7 +114,7 @@ def test_G1_heartbeats_keep_it_and_what_was_forgotten_is_registered_again(agent:
         until(lambda: entered.counts["heartbeats"] > 5)
         assert states(agent, port) == ["passing"]
         agent.put(f"agent/service/deregister/{entered.id}")
-        assert until(lambda: states(agent, port) == ["passing"]) < 3
+        assert until(lambda: states(agent, port) == ["passing"]) < 3 + BUSY
         assert entered.counts["forgotten"] == 1
 
 
@@ -144,10 +160,10 @@ def test_G1_a_function_that_does_not_say_yes_stops_the_heartbeat(agent: Agent, p
     with registration(agent, port, alive=alive) as entered:
         until(lambda: is_registered(entered))
         well.clear()
-        assert until(lambda: states(agent, port) == ["critical"]) < 3
+        assert until(lambda: states(agent, port) == ["critical"]) < 3 + BUSY
         until(lambda: entered.state == "critical")
         well.set()
-        assert until(lambda: states(agent, port) == ["passing"]) < 3
+        assert until(lambda: states(agent, port) == ["passing"]) < 3 + BUSY
 
 
 def test_G1_a_token_goes_as_a_header_from_a_file(tmp_path: Path, port: int) -> None:
@@ -163,10 +179,11 @@ def test_G1_a_token_goes_as_a_header_from_a_file(tmp_path: Path, port: int) -> N
             until(lambda: is_registered(entered))
 
 
+@pytest.mark.parametrize("program", [SERVING, FASTAPI], ids=["app", "FastAPI"])
 def test_G1_uvicorn_listens_before_it_is_registered_and_until_it_is_deregistered(
-    agent: Agent, quiet_port: int, tmp_path: Path
+    program: str, agent: Agent, quiet_port: int, tmp_path: Path
 ) -> None:
-    with Worker(tmp_path, SERVING, agent, quiet_port, DRAIN="0.8") as worker:
+    with Worker(tmp_path, program, agent, quiet_port, DRAIN="0.8") as worker:
         until(lambda: "is registered at" in worker.output)
         assert worker.output.index("Uvicorn running") < worker.output.index("is registered at")
         worker.signal(signal.SIGTERM)
@@ -175,7 +192,7 @@ def test_G1_uvicorn_listens_before_it_is_registered_and_until_it_is_deregistered
         assert accepts(quiet_port)
         assert "Shutting down" not in worker.output
         worker.wait()
-        assert time.monotonic() - begun < 3
+        assert time.monotonic() - begun < 3 + BUSY
         assert worker.output.index("is deregistered") < worker.output.index("Shutting down")
         assert "Finished server process" in worker.output
 
@@ -185,7 +202,7 @@ def test_G1_uvicorn_on_uvloop_hears_of_it_as_well(agent: Agent, quiet_port: int,
     with Worker(tmp_path, SERVING, agent, quiet_port, LOOP="uvloop") as worker:
         until(lambda: states(agent, quiet_port) == ["passing"])
         worker.signal(signal.SIGINT)
-        assert worker.wait() < 3
+        assert worker.wait() < 3 + BUSY
         assert worker.output.index("is deregistered") < worker.output.index("Shutting down")
 
 
@@ -201,17 +218,18 @@ def test_G1_the_handlers_of_a_loop_hear_of_it_when_it_is_deregistered(
         assert (states(agent, port), worker.popen.returncode) == ([], 0)
 
 
+@pytest.mark.parametrize("app", [PLAIN, FLASK], ids=["app", "Flask"])
 @pytest.mark.parametrize("kind", ["sync", "gthread"])
 def test_G1_gunicorn_s_workers_have_one_registration_and_the_last_one_takes_it_back(
-    kind: str, agent: Agent, quiet_port: int, tmp_path: Path
+    kind: str, app: str, agent: Agent, quiet_port: int, tmp_path: Path
 ) -> None:
-    with Worker(tmp_path, GUNICORN, agent, quiet_port, KIND=kind) as worker:
+    with Worker(tmp_path, app + GUNICORN, agent, quiet_port, KIND=kind) as worker:
         until(lambda: "by another worker" in worker.output and "is registered at" in worker.output)
         assert states(agent, quiet_port) == ["passing"]
         worker.signal(signal.SIGTERM)
         until(lambda: not states(agent, quiet_port))
         assert accepts(quiet_port)
-        assert worker.wait() < 3
+        assert worker.wait() < 3 + BUSY
         assert worker.output.count("is left to another worker") == worker.output.count("is deregistered") == 1
 
 
@@ -237,7 +255,7 @@ def test_G1_a_blocked_event_loop_turns_it_critical_and_it_recovers(
             connection.sendall(b"GET /block HTTP/1.1\r\nhost: a\r\n\r\n")
             until(lambda: states(agent, quiet_port) == ["critical"], within=4)
             connection.recv(1000)
-            assert until(lambda: states(agent, quiet_port) == ["passing"]) < 2
+            assert until(lambda: states(agent, quiet_port) == ["passing"]) < 2 + BUSY
         assert "has not answered for 1 s" in worker.output
 
 
@@ -258,7 +276,7 @@ def test_G1_one_worker_of_a_host_owns_it_and_another_takes_over(agent: Agent, po
                 until(lambda: "is registered at" in third.output)
                 assert states(agent, port) == ["passing"]
                 third.signal(signal.SIGTERM)
-                assert third.wait() < 2
+                assert third.wait() < 2 + BUSY
                 assert states(agent, port) == []
                 assert third.popen.returncode == -signal.SIGTERM
 
@@ -280,7 +298,7 @@ def test_G1_who_is_killed_is_critical_within_the_ttl_and_a_second(agent: Agent, 
     with Worker(tmp_path, WAITING, agent, port) as worker:
         until(lambda: states(agent, port) == ["passing"])
         worker.signal(signal.SIGKILL)
-        assert until(lambda: states(agent, port) == ["critical"]) < 2
+        assert until(lambda: states(agent, port) == ["critical"]) < 2 + BUSY
 
 
 @pytest.mark.parametrize("end", ["signal", "exit"])
@@ -293,7 +311,7 @@ def test_G1_a_registry_that_hangs_holds_the_exit_up_for_two_seconds_at_most(
         frail.signal(signal.SIGSTOP)
         try:
             worker.signal(signal.SIGTERM) if end == "signal" else worker.popen.stdin.close()
-            assert worker.wait() < 2.5
+            assert worker.wait() < 2.5 + BUSY
         finally:
             frail.signal(signal.SIGCONT)
         assert "could not be deregistered" in worker.output

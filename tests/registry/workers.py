@@ -58,14 +58,35 @@ if __name__ == "__main__":
     uvicorn.run(app, port=port, loop=os.environ.get("LOOP", "asyncio"))
 """
 
-GUNICORN = """
-from gunicorn.app.base import BaseApplication
+FASTAPI = """
+import uvicorn
+from fastapi import FastAPI
+from meshlib.ext.fastapi import lifespan
 
+app = FastAPI(lifespan=lifespan(mesh, register=register(drain=float(os.environ["DRAIN"]))))
+
+if __name__ == "__main__":
+    uvicorn.run(app, port=port)
+"""
+
+PLAIN = """
 entered = register(ttl=3.0)
 
 def app(environ, start_response):
     start_response("200 OK", [("content-length", "0")])
     return []
+"""
+
+FLASK = """
+from flask import Flask
+from meshlib.ext.flask import FlaskMesh
+
+app = Flask("shop")
+entered = FlaskMesh(mesh, app, register=register(ttl=3.0))
+"""
+
+GUNICORN = """
+from gunicorn.app.base import BaseApplication
 
 class Served(BaseApplication):
     def load_config(self):
