@@ -64,6 +64,27 @@ class Field:
         return Contestant(name, lambda calls: self._runner.run(spread(call, calls, concurrency)), concurrency, warm_up)
 
 
+def one_by_one(name: str, client: httpx.Client) -> Contestant:
+    """A sync client that makes one call after another to `URL`."""
+
+    def run(calls: int) -> None:
+        for _ in range(calls):
+            response = client.get(URL)
+            check(response.status_code, response.content)
+
+    return Contestant(name, run)
+
+
+def one_by_one_async(name: str, client: httpx.AsyncClient, runner: asyncio.Runner) -> Contestant:
+    """The same with an async client."""
+
+    async def call() -> None:
+        response = await client.get(URL)
+        check(response.status_code, response.content)
+
+    return Contestant(name, lambda calls: runner.run(spread(call, calls, 1)))
+
+
 async def spread(call: Call, calls: int, concurrency: int) -> None:
     """Make the calls in so many tasks, each of which makes the next one as soon as it is done with the last."""
     left = iter(range(calls))

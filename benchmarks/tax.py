@@ -11,11 +11,11 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import httpx
-from contestants import MESHED, PLAIN, spread
+from contestants import MESHED, PLAIN, one_by_one, one_by_one_async
 from figure import Figure, microseconds, ratios
-from paired import Contestant, Costs, Sizes, excess, measure, ratio
-from subject import SUBJECT, URL
-from upstream import BODY, check
+from paired import Costs, Sizes, excess, measure, ratio
+from subject import SUBJECT
+from upstream import BODY
 
 FOREIGN = "a client of httpx's own over the mesh"
 
@@ -40,7 +40,7 @@ def figures(sizes: Sizes) -> Iterator[Figure]:
         mesh.client() as through,
         httpx.Client(transport=mesh.transport(), trust_env=False, timeout=None) as foreign,
     ):
-        costs = measure([_sync(PLAIN, client), _sync(MESHED, through), _sync(FOREIGN, foreign)], sizes)
+        costs = measure([one_by_one(PLAIN, client), one_by_one(MESHED, through), one_by_one(FOREIGN, foreign)], sizes)
     yield from _told("sync", costs)
     with asyncio.Runner() as runner:
         clients = {
@@ -48,7 +48,7 @@ def figures(sizes: Sizes) -> Iterator[Figure]:
             MESHED: mesh.async_client(),
             FOREIGN: httpx.AsyncClient(transport=mesh.async_transport(), trust_env=False, timeout=None),
         }
-        costs = measure([_async(name, client, runner) for name, client in clients.items()], sizes)
+        costs = measure([one_by_one_async(name, client, runner) for name, client in clients.items()], sizes)
         for client in clients.values():
             runner.run(client.aclose())
     yield from _told("async", costs)
@@ -58,20 +58,3 @@ def _told(colour: str, costs: Costs) -> Iterator[Figure]:
     yield microseconds(f"tax: {colour}", excess(costs, MESHED, PLAIN))
     yield ratios(f"tax: {colour}: meshed / httpx", ratio(costs, MESHED, PLAIN))
     yield microseconds(f"tax: {colour}: {FOREIGN}", excess(costs, FOREIGN, PLAIN))
-
-
-def _sync(name: str, client: httpx.Client) -> Contestant:
-    def run(calls: int) -> None:
-        for _ in range(calls):
-            response = client.get(URL)
-            check(response.status_code, response.content)
-
-    return Contestant(name, run)
-
-
-def _async(name: str, client: httpx.AsyncClient, runner: asyncio.Runner) -> Contestant:
-    async def call() -> None:
-        response = await client.get(URL)
-        check(response.status_code, response.content)
-
-    return Contestant(name, lambda calls: runner.run(spread(call, calls, 1)))

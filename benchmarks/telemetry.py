@@ -11,13 +11,11 @@ import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import httpx
-from contestants import spread
+from contestants import one_by_one, one_by_one_async
 from figure import Figure, microseconds
 from paired import Contestant, Sizes, excess, measure
-from subject import SUBJECT, URL
+from subject import SUBJECT
 from tax import ADDRESSES, Null
-from upstream import check
 
 from meshlib import Mesh
 
@@ -52,11 +50,11 @@ OBSERVED: dict[str, Callable[[], dict[str, Any]]] = {
 def figures(sizes: Sizes) -> Iterator[Figure]:
     """Microseconds per call, in both colours."""
     with contextlib.ExitStack() as clients:
-        sync = [_sync(name, clients.enter_context(mesh.client())) for name, mesh in _meshes()]
+        sync = [one_by_one(name, clients.enter_context(mesh.client())) for name, mesh in _meshes()]
         yield from _told("sync", sync, sizes)
     with asyncio.Runner() as runner:
         opened = [(name, mesh.async_client()) for name, mesh in _meshes()]
-        yield from _told("async", [_async(name, client, runner) for name, client in opened], sizes)
+        yield from _told("async", [one_by_one_async(name, client, runner) for name, client in opened], sizes)
         for _, client in opened:
             runner.run(client.aclose())
 
@@ -73,20 +71,3 @@ def _told(colour: str, contestants: list[Contestant], sizes: Sizes) -> Iterator[
     costs = measure(contestants, sizes)
     for name in OBSERVED:
         yield microseconds(f"telemetry: {colour}: {name}", excess(costs, name, UNOBSERVED))
-
-
-def _sync(name: str, client: httpx.Client) -> Contestant:
-    def run(calls: int) -> None:
-        for _ in range(calls):
-            response = client.get(URL)
-            check(response.status_code, response.content)
-
-    return Contestant(name, run)
-
-
-def _async(name: str, client: httpx.AsyncClient, runner: asyncio.Runner) -> Contestant:
-    async def call() -> None:
-        response = await client.get(URL)
-        check(response.status_code, response.content)
-
-    return Contestant(name, lambda calls: runner.run(spread(call, calls, 1)))

@@ -106,6 +106,24 @@ def colour(request: pytest.FixtureRequest, no_leaks: None) -> Colour:
     return Colour(request.param)
 
 
+@pytest.fixture(scope="module")
+def started() -> Iterator[list[Upstream]]:
+    """Two upstream processes for all the tests of a module that only need their answers."""
+    with upstreams(2) as fleet:
+        for each in fleet:
+            each.script()  # its connection for control is there before leaks are looked for
+        yield fleet
+
+
+@pytest.fixture
+def two(started: list[Upstream]) -> list[Upstream]:
+    """The same, with nothing left of the test before."""
+    for each in started:
+        each.script()
+        each.clear()
+    return started
+
+
 @pytest.fixture
 def fleet(no_leaks: None) -> Iterator[list[Upstream]]:
     """Three upstream processes."""

@@ -645,7 +645,8 @@ def test_S3_a_forked_child_has_connections_of_its_own(upstream: Upstream) -> Non
 
 
 def test_it_serves_as_a_route_and_as_a_dependency_of_FastAPI() -> None:
-    fastapi = pytest.importorskip("fastapi")
+    import fastapi
+
     app = fastapi.FastAPI()
     app.get("/orders/{number}")(order)
     app.get("/async/{number}")(order_async)

@@ -93,7 +93,7 @@ def _evaluated(annotation: Any, function: Any) -> Any:
         return annotation
     try:
         return eval(annotation, getattr(inspect.unwrap(function), "__globals__", {}))
-    except Exception:
+    except Exception:  # whatever evaluating it raises: it is for type checkers alone then
         return annotation
 
 

@@ -198,7 +198,6 @@ def test_G1_uvicorn_listens_before_it_is_registered_and_until_it_is_deregistered
 
 
 def test_G1_uvicorn_on_uvloop_hears_of_it_as_well(agent: Agent, quiet_port: int, tmp_path: Path) -> None:
-    pytest.importorskip("uvloop")
     with Worker(tmp_path, SERVING, agent, quiet_port, LOOP="uvloop") as worker:
         until(lambda: states(agent, quiet_port) == ["passing"])
         worker.signal(signal.SIGINT)

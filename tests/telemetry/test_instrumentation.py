@@ -15,20 +15,12 @@ from seen import Seen
 
 from conftest import Colour
 from meshlib import HealthCheck, Mesh, Service
-from meshlib.testing import Upstream, upstreams
-
-
-@pytest.fixture(scope="module")
-def started() -> Iterator[Upstream]:
-    with upstreams(1) as fleet:
-        fleet[0].clear()  # its connection for control is there before leaks are looked for
-        yield fleet[0]
+from meshlib.testing import Upstream
 
 
 @pytest.fixture
-def upstream(started: Upstream) -> Upstream:
-    started.clear()
-    return started
+def upstream(two: list[Upstream]) -> Upstream:
+    return two[0]
 
 
 @pytest.fixture

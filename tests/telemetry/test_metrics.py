@@ -7,7 +7,6 @@ import os
 import random
 import re
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,27 +26,11 @@ from meshlib.core.cluster import Cluster
 from meshlib.core.tally import Decision
 from meshlib.discovery import Resolution
 from meshlib.telemetry.words import ERRORS
-from meshlib.testing import Upstream, upstreams
+from meshlib.testing import Upstream
 
 PAGE = (Path(__file__).parents[2] / "docs" / "telemetry.md").read_text(encoding="utf-8")
 
 CONVENTIONAL = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10)
-
-
-@pytest.fixture(scope="module")
-def started() -> Iterator[list[Upstream]]:
-    with upstreams(2) as fleet:
-        for each in fleet:
-            each.script()  # its connection for control is there before leaks are looked for
-        yield fleet
-
-
-@pytest.fixture
-def two(started: list[Upstream]) -> list[Upstream]:
-    for each in started:
-        each.script()
-        each.clear()
-    return started
 
 
 @pytest.fixture

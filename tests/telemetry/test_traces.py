@@ -25,23 +25,7 @@ from meshes import get_or_error, post_or_error, refusing
 from meshlib import ConfigError, Connections, Endpoint, Hedge, Limit, Mesh, Retry, Service, Timeout, options
 from meshlib.discovery import Resolution
 from meshlib.telemetry import trail
-from meshlib.testing import Upstream, upstreams
-
-
-@pytest.fixture(scope="module")
-def started() -> Iterator[list[Upstream]]:
-    with upstreams(2) as fleet:
-        for each in fleet:
-            each.script()  # its connection for control is there before leaks are looked for
-        yield fleet
-
-
-@pytest.fixture
-def two(started: list[Upstream]) -> list[Upstream]:
-    for each in started:
-        each.script()
-        each.clear()
-    return started
+from meshlib.testing import Upstream
 
 
 @pytest.fixture
