@@ -93,6 +93,7 @@ class Call:
     _waited = 0.0
     _transparent_used = False
     _stale_at: Node | None = None
+    _strangers: tuple[Node, ...] = ()
     refused = ""
     _is_hedged = False
     service: Service
@@ -421,6 +422,8 @@ class Call:
         """The walk is over: a node that has come or come back since it began, else the best of all once more."""
         tried = self._tried()
         for node in sorted([*nodes, *self.cluster.view.ejected], key=tried.__contains__):
+            if node in self._strangers:
+                continue
             why = "again" if node in tried else "late"
             if (attempt := self._attempt_at(node, why, now, deadline)) is not None:
                 return attempt
@@ -453,6 +456,8 @@ class Call:
         node.settle(attempt.number, now, verdict)
         if verdict is False:
             node.blame(attempt.error or f"status {attempt.status}", now)
+        if end is End.identity:
+            self._strangers += (node,)
         if end is End.deadline:
             self.cluster.cut_short += self._kind == "first"
         if verdict is None and end in (End.deadline, End.caller):
@@ -529,6 +534,8 @@ class Call:
     def _why_no_retry(self, attempt: Attempt) -> Decision | None:
         """Why there may be no retry, by the rules alone; None if there may."""
         retry = self.service.retry
+        if self._strangers and self._strangers_alone():
+            return "not_retryable"
         if attempt.outcome is not Outcome.not_sent:
             if not self.repeatable:
                 return "not_repeatable"
@@ -548,6 +555,11 @@ class Call:
         if kind == "failover" or (self._counted == 1 and self._untried(now)):
             return 0.0
         return delay_before(self._counted, self.cluster.rng)
+
+    def _strangers_alone(self) -> bool:
+        """Whether all nodes there are have failed to prove who they are, to this very call. Under the lock."""
+        view = self.cluster.view
+        return all(node in self._strangers for node in chain(view.offered, view.ejected))
 
     def _untried(self, now: float) -> bool:
         """Whether there is a usable node with room this call has not been to."""
