@@ -410,6 +410,7 @@ def test_without_a_good_client_certificate_a_call_fails_and_a_post_goes_once(
     mesh = mesh_of(demanding, tls=setting)
     error = colour.run(mesh, call)
     assert isinstance(error, httpx.NetworkError | httpx.RemoteProtocolError)
+    assert not isinstance(error, httpx.ConnectError), "it was connected"
     assert {outcome for _, outcome in outcomes(error)} == {"failed"}
     assert len(report(error).attempts) == (1 if call is post_or_error else 3)
     assert demanding.stats()["requests"] == 0

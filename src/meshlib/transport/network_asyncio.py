@@ -19,7 +19,7 @@ import httpcore
 from meshlib.fork import inherited, strays
 from meshlib.transport.loops import post
 from meshlib.transport.network import Bounded, Clock, Dial, connect_error, open_socket, pieces, socket_info
-from meshlib.transport.tls import unproven
+from meshlib.transport.tls import UNREADABLE, unproven
 
 KEPT = 256 * 1024
 """Received bytes held for a slow consumer before the socket is no longer read."""
@@ -217,6 +217,8 @@ async def connect(dial: Dial, timeout: float, bounds: Bounded) -> AsyncioStream:
         except BaseException as error:  # whatever it is, the socket goes
             if sock is not None:
                 sock.close()
+            if isinstance(error, UnicodeDecodeError):  # asyncio reads the certificate itself
+                raise dial.stranger(UNREADABLE) from error
             if not isinstance(error, OSError):
                 raise
             # asyncio calls a handshake that took too long "aborted".

@@ -30,6 +30,8 @@ LOOK_EVERY = 1.0
 LONGEST_NAME = 256
 """Letters of what a stranger calls itself that are shown."""
 
+UNREADABLE = "its certificate cannot be read"
+
 _VERSIONS = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
 
 
@@ -135,7 +137,7 @@ def why_stranger(tls: TLS, peer: Any) -> str | None:
     try:
         names = [value for kind, value in (peer.getpeercert() or {}).get("subjectAltName", ()) if kind == "URI"]
     except ValueError:
-        return "its certificate cannot be read"
+        return UNREADABLE
     if len(names) != 1:
         return f"its certificate carries {len(names)} URIs, which must be exactly one"
     [name] = names
