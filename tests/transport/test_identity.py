@@ -182,6 +182,7 @@ def refused(colour: Colour, witness: Witness, tls: TLS) -> IdentityError:
     assert error.request.method == "POST"
     assert b"".join(witness.received) == b"", "not a byte"
     assert outcomes(error) == [("first", "not_sent")]
+    assert report(error).attempts[0].decision == "not_retryable", "and not after a wait"
     [node] = mesh.snapshot()["orders"].nodes
     assert (node.in_flight, node.failures) == (0, 1)
     return error
@@ -280,9 +281,30 @@ def test_S2_health_checks_and_consul_verify_alike(authority: Authority) -> None:
     assert b"".join(stranger.received) == b""
 
 
+def test_S2_no_other_certificate_can_come_after_the_check(authority: Authority) -> None:
+    """Misses `OP_NO_RENEGOTIATION`: no server at hand begins a renegotiation, so it is the option that is seen."""
+    for asked_for in ({"spiffe_id": ORDERS}, {"trust_domain": "mesh.test"}):
+        context = context_for(TLS(verify=authority.bundle, **asked_for))
+        assert context.options & ssl.OP_NO_RENEGOTIATION
+        assert context.verify_mode is ssl.CERT_REQUIRED
+
+
 def test_S2_telemetry_has_a_word_for_it() -> None:
     assert error_of(tls_module.IdentityError("")) == error_of(IdentityError("")) == "identity"
     assert error_of(httpcore.ConnectError("")) == "connect"
+
+
+def test_the_page_can_be_followed(authority: Authority, tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "tls.md").read_text(encoding="utf-8")
+    (tmp_path / "bundle.pem").write_bytes(authority.pem)
+    for name, source in zip(("web.pem", "web.key"), authority.leaf(ORDERS), strict=True):
+        (tmp_path / name).write_bytes(Path(source).read_bytes())
+    names: dict[str, Any] = {}
+    for block in page.split("```python\n")[1:]:
+        source = block.partition("```")[0].replace("/etc/mesh", str(tmp_path))
+        exec(compile(source, "tls.md", "exec", dont_inherit=True), names)
+    for tls in (names["one"], names["any_of_them"], names["mutual"]):
+        assert isinstance(mesh_of("10.0.0.1:8443", tls=tls), Mesh)
 
 
 # Sessions
@@ -384,7 +406,7 @@ def test_S2_the_files_are_looked_at_once_a_second_at_most(
 def test_S2_files_that_do_not_fit_change_nothing_and_are_told_of_once(
     authority: Authority, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, wrong: str
 ) -> None:
-    """Misses `Kept._keep`."""
+    """Misses `Kept._renewed`."""
     clock = Clock(monkeypatch)
     cert, key = copied(authority.leaf(ORDERS), tmp_path)
     tls = TLS(verify=authority.bundle, cert=str(cert), key=str(key))
@@ -428,7 +450,7 @@ def test_S2_rotation_under_load_fails_no_call(
 ) -> None:
     """50 calls a second, each over a new connection, while our own pair is replaced file by file, then the bundle, with
     a moment of junk, and then the server's papers by those of another authority. Misses `Kept.look` (the server's new
-    papers are strangers, ours stay the old ones) and `Kept._keep` (what does not fit would be used)."""
+    papers are strangers, ours stay the old ones) and `Kept._renewed` (what does not fit would be used)."""
     monkeypatch.setattr(tls_module, "LOOK_EVERY", 0.02)
     other = Authority(tmp_path)
     cert, key = copied(authority.leaf(ORDERS), tmp_path)

@@ -15,7 +15,7 @@ import ssl
 from collections.abc import Sequence
 from pathlib import Path
 from time import monotonic
-from typing import Any
+from typing import Any, NamedTuple
 
 import httpcore
 
@@ -39,14 +39,19 @@ class IdentityError(httpcore.ConnectError):
     """The peer has not proved to be who it should be; nothing was sent to it. See `meshlib.errors.IdentityError`."""
 
 
+class Made(NamedTuple):
+    """A context, and what stood for its files when it was made."""
+
+    context: ssl.SSLContext
+    stamps: list[tuple[int, ...] | None]
+    held: bytes | None
+
+
 class Kept:
     """The context of a setting, and the state of the files it was made of.
 
     Args:
         tls: the setting.
-
-    Attributes:
-        context: the newest that was whole.
 
     Raises:
         ConfigError: if a file cannot be read, or key and certificate do not belong together.
@@ -57,13 +62,17 @@ class Kept:
         paths = (tls.verify if tls.verify != "system" else None, tls.cert, tls.key)
         self._files = [path for path in paths if isinstance(path, str)]
         # In this order: whatever changes meanwhile is found by the next look.
-        self._stamps = _stamps(self._files)
-        self._held: bytes | None = _held(self._files)
-        self.context = _make(tls)
+        stamps, held = _stamps(self._files), _held(self._files)
+        self._made = Made(_make(tls), stamps, held)
         self._look_at = monotonic() + LOOK_EVERY
         self._refused: bytes | None = None
         self._bad_looks = 0
         self._wrong = ""
+
+    @property
+    def context(self) -> ssl.SSLContext:
+        """The newest that was whole."""
+        return self._made.context
 
     def look(self) -> None:
         """See whether the files have changed, if it is time to, and go by what they hold if that is whole."""
@@ -71,33 +80,32 @@ class Kept:
         if now < self._look_at or not self._files:
             return
         self._look_at = now + LOOK_EVERY
-        stamps = _stamps(self._files)
-        if stamps == self._stamps and not self._bad_looks:
+        stamps, made = _stamps(self._files), self._made
+        if stamps == made.stamps and not self._bad_looks:
             return
         held = _held(self._files)
-        if held != self._held:
-            if (wrong := self._renew(held)) is not None:
-                self._keep(held, wrong)
-                return
-            logger.info("TLS: new connections use what %s now hold", ", ".join(self._files))
-        self._stamps, self._held, self._refused, self._bad_looks = stamps, held, None, 0
+        context = made.context if held == made.held else self._renewed(held)
+        if context is not None:
+            # At once: another thread may be about to do the same, and context and contents must go together.
+            self._made, self._bad_looks = Made(context, stamps, held), 0
 
-    def _renew(self, held: bytes | None) -> str | None:
-        """Make a context of what the files hold now; returns what is wrong with them if there can be none."""
-        if self._bad_looks and held == self._refused:
-            return self._wrong
-        try:
-            self.context = _make(self._tls)
-        except ConfigError as error:
-            return str(error)
-        return None
+    def _renewed(self, held: bytes | None) -> ssl.SSLContext | None:
+        """A context of what the files hold now; None to stay with the old one.
 
-    def _keep(self, held: bytes | None, wrong: str) -> None:
-        """Stay with the old one; at first in silence, since files are replaced one after another."""
-        self._refused, self._wrong = held, wrong
+        That is told at the second look only: files are replaced one after another, and do not fit meanwhile.
+        """
+        if not self._bad_looks or held != self._refused:
+            try:
+                context = _make(self._tls)
+            except ConfigError as error:
+                self._refused, self._wrong = held, str(error)
+            else:
+                logger.info("TLS: new connections use what %s now hold", ", ".join(self._files))
+                return context
         self._bad_looks += 1
         if self._bad_looks == 2:
-            logger.warning("TLS: new connections keep using what the files held before: %s", wrong)
+            logger.warning("TLS: new connections keep using what the files held before: %s", self._wrong)
+        return None
 
 
 _contexts: dict[TLS, Kept] = {}
@@ -187,6 +195,7 @@ def _make(tls: TLS) -> ssl.SSLContext:
         ) from error
     if tls.spiffe_id is not None or tls.trust_domain is not None:
         context.check_hostname = False  # the id is checked instead; the chain is as before
+        context.options |= ssl.OP_NO_RENEGOTIATION  # in TLS 1.2, another certificate could come after the check
     context.minimum_version = _VERSIONS[tls.min_version]
     context.set_alpn_protocols(["http/1.1"])
     if tls.cert is not None:
