@@ -77,8 +77,8 @@ MALFORMED = (
 """Answers that break, one after the other."""
 
 HAPPENS = {
-    *("first", "retry", "hedge"),
-    *("ConnectError", "DeadlineExceeded", "LocalProtocolError", "RemoteProtocolError", "UnknownService", "ConfigError"),
+    *("first", "retry", "hedge", "IdentityError"),
+    *("DeadlineExceeded", "LocalProtocolError", "RemoteProtocolError", "UnknownService", "ConfigError"),
     *("DiscoveryStale", "Ejected", "EndpointAdded", "HealthChanged", "PanicBegan"),
 }
 

@@ -12,7 +12,6 @@ import asyncio
 import json
 import os
 import socket
-import ssl
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from http import HTTPStatus
@@ -187,13 +186,13 @@ class ConsulAgent:
 
     async def _connect(self) -> AsyncioStream:
         """A connection to the first of its addresses that takes one."""
-        loop, context = asyncio.get_running_loop(), self._context()
+        loop, tls = asyncio.get_running_loop(), self._tls()
         bounds = Bounded(loop.time, loop.time() + CONNECT_WITHIN)
         last: Exception = httpcore.ConnectTimeout(f"no address of {self.host} was found in time")
         for left, address in await self._addresses(loop, bounds.deadline):
             share = (bounds.deadline - loop.time()) / left  # so that one which does not answer leaves time for the next
             try:
-                return await connect(Dial(address, self.port, context, self.host), share, bounds)
+                return await connect(Dial(address, self.port, tls, self.host), share, bounds)
             except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
                 last = error
         raise last
@@ -207,14 +206,15 @@ class ConsulAgent:
             return []
         return [(len(found) - number, str(address[0])) for number, (*_, address) in enumerate(found)]
 
-    def _context(self) -> ssl.SSLContext | None:
+    def _tls(self) -> TLS | None:
         if self.scheme == "http":
             return None
         bundle = self.ca_file or os.environ.get("CONSUL_CACERT") or "system"
         try:
-            return context_for(TLS(verify=bundle))
+            context_for(tls := TLS(verify=bundle))
         except ConfigError as error:
             raise ConsulError(f"the certificates in {bundle!r} cannot be used ({error.__cause__})") from error
+        return tls
 
     def _token(self) -> str:
         """The token of this moment, or "" if there is none."""

@@ -17,6 +17,7 @@ __all__ = [
     "ConfigError",
     "DeadlineExceeded",
     "Fault",
+    "IdentityError",
     "MeshError",
     "NoEndpoints",
     "Overloaded",
@@ -56,6 +57,13 @@ class ResolveError(MeshError):
 
 class Overloaded(MeshError):
     """The call was refused here, before anything was sent: by the service's `Throttle`, or by its `Limit`."""
+
+
+class IdentityError(MeshError):
+    """No endpoint proved to be who it should be: the certificate of the last one tried is not valid, or another's.
+
+    Nothing was sent to it. It is no `httpx.ConnectError`: somebody was there.
+    """
 
 
 class DeadlineExceeded(MeshError, httpx.TimeoutException):

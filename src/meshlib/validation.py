@@ -23,6 +23,10 @@ Rule = Callable[[Any], str | None]
 _LABELS = re.compile(r"(?!-)[a-z0-9_-]{1,63}(?<!-)(\.(?!-)[a-z0-9_-]{1,63}(?<!-))*\Z")
 
 
+_SPIFFE_ID = re.compile(r"spiffe://([a-z0-9._-]{1,255})(?:/(?!\.{1,2}(?:/|\Z))[A-Za-z0-9._-]+)+\Z")
+_LONGEST_SPIFFE_ID = 2048
+
+
 @dataclass(frozen=True, slots=True)
 class Fault:
     """One complaint about one setting.
@@ -170,3 +174,9 @@ def seconds(default: float) -> Any:
 def is_host_name(text: str) -> bool:
     """Whether `text` is a host name in lower case: labels of at most 63 letters, digits, `-` and `_`, 253 in all."""
     return len(text) <= 253 and _LABELS.match(text) is not None
+
+
+def trust_domain_of(spiffe_id: str) -> str | None:
+    """The trust domain of a workload's SPIFFE id, as the standard wants it written; None if it is none."""
+    found = _SPIFFE_ID.match(spiffe_id) if len(spiffe_id) <= _LONGEST_SPIFFE_ID else None
+    return None if found is None else found[1]

@@ -28,7 +28,7 @@ Decision = Literal[
 
 - `retried`: one did, as a retry, a failover or a transparent one
 - `not_repeatable`: the request must not be executed twice, or its body cannot be sent again
-- `not_retryable`: the answer's status asks for none
+- `not_retryable`: the answer's status asks for none, or no endpoint has proved to be who it should be
 - `on_behalf`: the caller is itself at work for a retry (rule C10)
 - `switched_off`: by `options(retry=False)`
 - `attempts_exhausted`: there were as many as there may be
