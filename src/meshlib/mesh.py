@@ -71,6 +71,8 @@ class Mesh:
 
     Args:
         services: the services that may be called.
+        passthrough: whether requests to other hosts go out as plain httpx would send them, instead of raising
+            `UnknownService`. Default False.
         zone: where this process is. Endpoints of the same zone are called before others of their priority, while at
             least half of them may be. Default none: zones do not count.
         inner: makes the transport for an endpoint, in place of meshlib's own connections: an `httpx.BaseTransport` for
@@ -96,6 +98,7 @@ class Mesh:
     def __init__(
         self,
         *services: Service,
+        passthrough: bool = False,
         zone: str = "",
         inner: Callable[[Endpoint], Any] | None = None,
         send_deadline: bool = True,
@@ -112,7 +115,8 @@ class Mesh:
         from meshlib.telemetry.watch import Telemetry
         from meshlib.transport.draining import Clients
 
-        _check(services, zone, spans)
+        _check(services, zone, spans, passthrough)
+        self._passthrough = passthrough
         self._clock = clock
         self._zone = zone
         self._inner = inner
@@ -250,12 +254,20 @@ class Mesh:
 
     def transport(self) -> httpx.BaseTransport:
         """A transport for any `httpx.Client`. Its connections are its own; closing the client closes them."""
+        if self._passthrough:
+            from meshlib.transport.passthrough import PassingTransport
+
+            return PassingTransport(self._router())
         from meshlib.transport.sync import MeshTransport
 
         return MeshTransport(self._router())
 
     def async_transport(self) -> httpx.AsyncBaseTransport:
         """A transport for any `httpx.AsyncClient`; see `transport`."""
+        if self._passthrough:
+            from meshlib.transport.passthrough import AsyncPassingTransport
+
+            return AsyncPassingTransport(self._router())
         from meshlib.transport.aio import AsyncMeshTransport
 
         return AsyncMeshTransport(self._router())
@@ -350,7 +362,7 @@ class Mesh:
         from meshlib.core.renewal import renew
         from meshlib.review import review
 
-        _check(services, self._zone, "both")
+        _check(services, self._zone, "both", self._passthrough)
         with self._changing:
             now = self._clock()
             new = {each.name: self._cluster_of(each) for each in services if each.name not in self._clusters}
@@ -659,8 +671,10 @@ def _fixed(service: Service) -> Static | None:
     return resolver if isinstance(resolver, Static) and resolver.is_resolved else None
 
 
-def _check(services: tuple[Any, ...], zone: Any, spans: Any) -> None:
+def _check(services: tuple[Any, ...], zone: Any, spans: Any, passthrough: Any) -> None:
     faults: list[Fault] = []
+    if not isinstance(passthrough, bool):
+        faults.append(Fault("passthrough", f"must be True or False, got {passthrough!r}"))
     if not isinstance(zone, str):
         faults.append(Fault("zone", f"must be text, for example 'eu-west-1a', got {zone!r}"))
     if spans not in SPANS:

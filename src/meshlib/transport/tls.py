@@ -9,6 +9,7 @@ from __future__ import annotations
 import ssl
 
 from meshlib.policy import TLS
+from meshlib.transport.trust import trusting
 from meshlib.validation import ConfigError, Fault
 
 _VERSIONS = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
@@ -32,7 +33,7 @@ def _make(tls: TLS) -> ssl.SSLContext:
     if isinstance(tls.verify, ssl.SSLContext):
         return tls.verify
     try:
-        context = ssl.create_default_context(cafile=None if tls.verify == "system" else tls.verify)
+        context = trusting(None if tls.verify == "system" else tls.verify)
     except (OSError, ssl.SSLError) as error:
         raise ConfigError(
             [Fault("tls.verify", f"must be 'system' or a readable bundle of certificates: {error}")]
