@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
 
 from meshlib.discovery.resolver import Resolver
 from meshlib.discovery.watch import Watch, Watches
@@ -41,6 +42,7 @@ class Membership:
         trouble: what resolvers fail with now; empty if none does.
         holds_until: when part of it grows stale.
         answers, errors: how often resolvers have answered, and failed, since the last time this was told.
+        dropped: how many endpoints were left out of their answers meanwhile; see `meshlib.discovery.admission`.
     """
 
     endpoints: tuple[Endpoint, ...] | None
@@ -50,6 +52,7 @@ class Membership:
     holds_until: float
     answers: int
     errors: int
+    dropped: int = 0
 
 
 class Feed:
@@ -80,6 +83,7 @@ class Feed:
         self._names: dict[Place, Watch] = {}
         self._stirred = asyncio.Event()
         self._heard: Counter[bool] = Counter()
+        self._told_dropped: WeakKeyDictionary[Watch, int] = WeakKeyDictionary()
         self._patient_until = 0.0
 
     async def run(self) -> None:
@@ -117,8 +121,13 @@ class Feed:
         trouble = "; ".join(f"{each.source}: {each.complaint}" for each in watches if each.complaint)
         until = min((watch.last_good.holds_until for watch in watches if watch.last_good.endpoints), default=math.inf)
         heard, self._heard = self._heard, Counter()
-        oldest = min(known, default=now)
-        return Membership(endpoints, oldest, tuple(said), trouble, until, heard[True], heard[False])
+        oldest, dropped = min(known, default=now), sum(map(self._newly_dropped, watches))
+        return Membership(endpoints, oldest, tuple(said), trouble, until, heard[True], heard[False], dropped)
+
+    def _newly_dropped(self, watch: Watch) -> int:
+        before = self._told_dropped.get(watch, 0)
+        self._told_dropped[watch] = watch.dropped
+        return watch.dropped - before
 
     def _stir(self, answered: bool) -> None:
         """A resolver has answered, or failed."""
