@@ -22,7 +22,7 @@ from meshlib.errors import UnknownService
 from meshlib.fork import inherited
 from meshlib.policy import TLS
 from meshlib.service import Service
-from meshlib.validation import ConfigError, Fault
+from meshlib.validation import ConfigError, Fault, shown
 
 if TYPE_CHECKING:
     from typing import Unpack
@@ -683,7 +683,8 @@ def _check(services: tuple[Any, ...], zone: Any, spans: Any, passthrough: Any) -
     for position, service in enumerate(services):
         if not isinstance(service, Service):
             example = "Service('orders', ['10.0.0.1:8080'])"
-            faults.append(Fault(f"services[{position}]", f"must be a Service, for example {example}, got {service!r}"))
+            given = shown(service) if isinstance(service, str) else f"an object of type {type(service).__name__}"
+            faults.append(Fault(f"services[{position}]", f"must be a Service, for example {example}, got {given}"))
         elif service.name in names:
             faults.append(Fault(f"services.{service.name}", "must be declared once"))
         else:
