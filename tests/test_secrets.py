@@ -320,6 +320,7 @@ def test_T3_no_error_and_no_repr_shows_credentials_that_stand_where_they_should_
         lambda: Mesh(url),  # type: ignore[arg-type]
         lambda: Mesh(own),
         lambda: Mesh(Service("orders", "static:a:1", tls=TLS(cert="/nowhere", key=pem))),
+        lambda: TLS(server_name=pem),
         lambda: HealthCheck(f"x?{QUERY}"),
         lambda: ConsistentHash(key=url),
         lambda: mesh.client(url),

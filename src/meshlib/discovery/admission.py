@@ -8,10 +8,14 @@ write them. What settings list themselves is not held against this. It never ask
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 
 from meshlib.endpoint import Endpoint
+from meshlib.plain import plain
+
+LONGEST_ZONE = 128
 
 SHOWN = 3
 """Addresses that a warning names."""
@@ -66,11 +70,16 @@ def is_forbidden(host: str) -> bool:
 
 
 def admitted(endpoints: Sequence[Endpoint]) -> tuple[tuple[Endpoint, ...], list[str]]:
-    """The endpoints that may be called, and the hosts of the others."""
-    kept = tuple(endpoint for endpoint in endpoints if not is_forbidden(endpoint.host))
+    """The endpoints that may be called, with zones that may be shown, and the hosts of the others."""
+    kept = tuple(_shown(endpoint) for endpoint in endpoints if not is_forbidden(endpoint.host))
     if len(kept) == len(endpoints):
         return kept, []
     return kept, [endpoint.host for endpoint in endpoints if is_forbidden(endpoint.host)]
+
+
+def _shown(endpoint: Endpoint) -> Endpoint:
+    zone = plain(endpoint.zone, LONGEST_ZONE)
+    return endpoint if zone == endpoint.zone else replace(endpoint, zone=zone)
 
 
 def in_words(dropped: Sequence[str]) -> str:

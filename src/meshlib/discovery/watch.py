@@ -21,6 +21,7 @@ from meshlib.discovery.resolver import Resolution, Resolver, source_of
 from meshlib.discovery.static import Static
 from meshlib.endpoint import Endpoint
 from meshlib.errors import ResolveError
+from meshlib.plain import plain
 
 if TYPE_CHECKING:
     from meshlib.control import Control
@@ -31,7 +32,7 @@ PACE = 1.0
 BURST = 2
 """Questions that may be asked at once by a resolver that waits for news; by one that polls, one."""
 
-LONGEST_COMPLAINT = 500
+MOST_WARNINGS = 20
 
 KINDS = 20
 """Kinds of errors that are said in one outage, and counted by name: words may differ each time."""
@@ -120,7 +121,7 @@ class Watch:
             return found  # that is what the settings say
         kept, dropped = admitted(found.endpoints)
         if not dropped:
-            return found
+            return replace(found, endpoints=kept)
         self.dropped += len(dropped)
         words = in_words(dropped)
         if not kept:
@@ -134,7 +135,7 @@ class Watch:
         if self.last_good.failing_since is not None:
             logger.info("%s answers again", self.source)
             self._said.clear()
-        self.warnings = tuple(found.warnings)
+        self.warnings = tuple(map(plain, found.warnings[:MOST_WARNINGS]))
         if self.last_good.answer(found.endpoints, self._clock(), found.ttl):
             self._believed = self._previous = found
             self.complaint = ""
@@ -145,7 +146,7 @@ class Watch:
     def _failed(self, error: BaseException) -> None:
         self.last_good.fail(self._clock())
         self._previous = self._to_compare_with()
-        self._complain(self._words(error)[:LONGEST_COMPLAINT])
+        self._complain(plain(self._words(error)))
 
     def _to_compare_with(self) -> Resolution | None:
         """After trouble: nothing, for a resolver that would wait for something newer and so not answer at once."""
