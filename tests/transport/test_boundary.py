@@ -185,6 +185,20 @@ def test_S1_a_host_that_is_let_through_and_hangs_is_not_waited_for_for_ever(
     assert time.monotonic() - began < 4
 
 
+def test_S1_a_redirect_back_to_a_service_has_no_timeouts_of_ours(
+    orders_and_other: tuple[Upstream, Upstream], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The guard: `_bounded` leaves the request as it is.
+    monkeypatch.setattr("meshlib.transport.passthrough.PATIENCE", 0.5)
+    orders, other = orders_and_other
+    other.script({"status": 307, "headers": {"location": "http://orders/"}})
+    orders.script({"delay": 1.0})
+    with mesh_over(orders, passthrough=True).client(follow_redirects=True) as client:
+        answer = client.post(f"http://{other.address}/", content=b"whole")
+    assert (answer.status_code, len(report(answer).attempts)) == (200, 1)
+    assert [each.log()[0].body_length for each in (orders, other)] == [5, 5]
+
+
 @pytest.mark.filterwarnings("ignore:unclosed")  # httpx has nobody see to what a loop leaves behind
 def test_S3_each_loop_has_a_plain_transport_of_its_own(no_leaks: None, upstream: Upstream) -> None:
     # The guard: `AsyncPassingTransport` keeps them by loop; a connection of a loop that is over answers nobody.

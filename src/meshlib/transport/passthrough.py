@@ -117,5 +117,8 @@ def _bounded(request: httpx.Request) -> httpx.Request:
     given = request.extensions.get("timeout") or {}
     bounds = {name: given.get(name) for name in ("connect", "read", "write", "pool")}
     bounds = {name: min(PATIENCE if bound is None else bound, left) for name, bound in bounds.items()}
-    request.extensions = {**request.extensions, "timeout": bounds}
-    return request
+    # Another one, since httpx makes the request of a redirect from this, and it may lead to a service.
+    extensions = {**request.extensions, "timeout": bounds}
+    return httpx.Request(
+        request.method, request.url, headers=request.headers, stream=request.stream, extensions=extensions
+    )
