@@ -8,10 +8,11 @@ which is not an error of a call and so lives beside the rules, in `meshlib.valid
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import httpx
 
-from meshlib.validation import ConfigError, Fault
+from meshlib.validation import ConfigError, Fault, shown
 
 __all__ = [
     "ConfigError",
@@ -29,6 +30,11 @@ __all__ = [
 class MeshError(httpx.TransportError):
     """A call that meshlib could not make or finish. An `httpx.TransportError`, so existing handlers see it."""
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Without the request, which httpx puts there: its headers and its body are nobody's who reads a pickle.
+        told = {name: value for name, value in vars(self).items() if name != "_request"}
+        return type(self), self.args, told
+
 
 class UnknownService(MeshError):
     """The URL's host is not a declared service.
@@ -41,7 +47,7 @@ class UnknownService(MeshError):
 
     def __init__(self, name: str, known: Iterable[str] = (), hint: str = "") -> None:
         self.name, self.known, self.hint = name, tuple(sorted(known)), hint
-        super().__init__(f"no service {name!r} in this mesh{_pointer(name, self.known, hint)}")
+        super().__init__(f"no service {shown(name)} in this mesh{_pointer(name, self.known, hint)}")
 
     def __reduce__(self) -> tuple[type[UnknownService], tuple[str, tuple[str, ...], str]]:
         return type(self), (self.name, self.known, self.hint)

@@ -26,6 +26,17 @@ _LABELS = re.compile(r"(?!-)[a-z0-9_-]{1,63}(?<!-)(\.(?!-)[a-z0-9_-]{1,63}(?<!-)
 _SPIFFE_ID = re.compile(r"spiffe://([a-z0-9._-]{1,255})(?:/(?!\.{1,2}(?:/|\Z))[A-Za-z0-9._-]+)+\Z")
 _LONGEST_SPIFFE_ID = 2048
 
+_USER = re.compile(r"[^\s'\"]*:[^\s'\"]*@")
+_QUERY = re.compile(r"\?[^\s'\"]*")
+
+
+def shown(value: Any) -> str:
+    """A value that a setting was given, for an error: nothing of it that may be a password, a query or a key."""
+    text = repr(value)
+    if "-----BEGIN" in text:
+        return "what looks like a certificate or a key itself"
+    return _QUERY.sub("?...", _USER.sub("...@", text))
+
 
 @dataclass(frozen=True, slots=True)
 class Fault:
@@ -76,7 +87,7 @@ def check(settings: Any, extra: Iterable[Fault] = ()) -> None:
     for each in fields(settings):
         rule: Rule | None = each.metadata.get("rule")
         if rule is not None and (wrong := rule(value := getattr(settings, each.name))) is not None:
-            faults.append(Fault(f"{type(settings).__name__.lower()}.{each.name}", f"{wrong}, got {value!r}"))
+            faults.append(Fault(f"{type(settings).__name__.lower()}.{each.name}", f"{wrong}, got {shown(value)}"))
     if faults:
         raise ConfigError(faults)
 

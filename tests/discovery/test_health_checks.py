@@ -107,7 +107,7 @@ def test_a_check_is_a_plain_get_on_a_connection_of_its_own(upstream: Upstream) -
         ({"fault": "big_headers"}, Finding(False, "RemoteProtocolError")),
         ({"fault": "reset"}, Finding(False, "ReadError")),
         ({"fault": "hang"}, Finding(False, "ReadTimeout")),
-        ({"fault": "endless_1xx"}, Finding(False, "ReadTimeout")),
+        ({"fault": "endless_1xx"}, Finding(False, "RemoteProtocolError")),
         ({"fault": "drip_headers", "interval": 0.1}, Finding(False, "ReadTimeout")),
         ({"fault": "drip", "interval": 0.1}, Finding(False, "ReadTimeout")),
     ],

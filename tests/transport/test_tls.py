@@ -222,7 +222,10 @@ def test_the_scheme_alone_turns_TLS_on_with_the_systems_authorities(
     assert isinstance(colour.run(mesh_of(secure, scheme="https", retry=ONCE), get_or_error), IdentityError)
     assert secure.log() == []
     monkeypatch.setattr(tls_module, "_contexts", {})
-    monkeypatch.setenv("SSL_CERT_FILE", papers.bundle)  # where OpenSSL finds the system's authorities
+    # Where OpenSSL finds the system's authorities, which is asked when the environment names another place.
+    monkeypatch.setenv("SSL_CERT_FILE", "/nowhere.pem")
+    paths = ssl.get_default_verify_paths()._replace(openssl_cafile=papers.bundle)
+    monkeypatch.setattr(ssl, "get_default_verify_paths", lambda: paths)
     assert colour.run(mesh_of(secure, scheme="https"), get).status_code == 200
 
 
@@ -567,10 +570,10 @@ def test_a_key_with_a_pass_phrase_is_refused_and_not_asked_for(papers: Papers, t
         "    print(error)\n"
     )
     command = [sys.executable, "-c", program, cert, str(locked)]
+    pipes: Any = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("SSL_CERT_")}
     # Without a terminal OpenSSL asks on standard input: this one stays open and silent.
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
-    ) as process:
+    with subprocess.Popen(command, **pipes, env=environment, start_new_session=True) as process:
         assert process.stdout is not None
         assert process.stderr is not None
         try:

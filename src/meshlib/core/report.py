@@ -34,8 +34,8 @@ class Attempt:
         decision: if it ended badly: whether another one followed, or why not; see `meshlib.core.tally.Decision`.
         started, deadline: on the mesh's clock; the attempt is given up at the latter.
 
-    `node`, `number`, `permit`, `throttled` (the answer asked for fewer calls), `met_stranger` (the endpoint did not prove
-    to be who it should be) and `is_over` belong to the call.
+    `node`, `number`, `permit`, `throttled` (the answer asked for fewer calls), `met_stranger` (the endpoint did not
+    prove to be who it should be) and `is_over` belong to the call.
     """
 
     # What most attempts never get to know costs nothing until it is set.

@@ -49,10 +49,21 @@ class Tally:
         checks: health checks, by whether they were passed.
         answers: what resolvers brought, by whether it was an answer, or an error.
         changes: how often the endpoints became others.
+        dropped: endpoints left out of resolvers' answers, since no resolver may send us there (rule D5).
         bodies_died: answers whose body did not end well, after their headers had been handed out.
     """
 
-    __slots__ = ("answers", "bodies_died", "changes", "checks", "decisions", "ejections", "refusals", "turns")
+    __slots__ = (
+        "answers",
+        "bodies_died",
+        "changes",
+        "checks",
+        "decisions",
+        "dropped",
+        "ejections",
+        "refusals",
+        "turns",
+    )
 
     def __init__(self) -> None:
         self.ejections: Counter[tuple[Fault | Literal["manual"], bool]] = Counter()
@@ -61,4 +72,4 @@ class Tally:
         self.decisions: Counter[Decision] = Counter()
         self.checks: Counter[bool] = Counter()
         self.answers: Counter[bool] = Counter()
-        self.changes = self.bodies_died = 0
+        self.changes = self.bodies_died = self.dropped = 0

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import httpcore
 
 from meshlib.policy import TLS
+from meshlib.transport.trust import trusting
 from meshlib.validation import ConfigError, Fault, trust_domain_of
 
 logger = logging.getLogger("meshlib.transport")
@@ -188,7 +189,7 @@ def _make(tls: TLS) -> ssl.SSLContext:
     if isinstance(tls.verify, ssl.SSLContext):
         return tls.verify
     try:
-        context = ssl.create_default_context(cafile=None if tls.verify == "system" else tls.verify)
+        context = trusting(None if tls.verify == "system" else tls.verify)
     except (OSError, ValueError) as error:  # among them those of TLS, and a path that cannot be one
         raise ConfigError(
             [Fault("tls.verify", f"must be 'system' or a readable bundle of certificates: {error}")]
