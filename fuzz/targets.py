@@ -53,7 +53,7 @@ MORE = b"\xff"
 ENDS = (b"content-length", b"transfer-encoding")
 """Headers that go out once if they say the same several times."""
 
-_loop = asyncio.Runner()
+loop = asyncio.Runner()
 
 
 def run(name: str, data: bytes) -> None:
@@ -236,7 +236,7 @@ def chunks(data: bytes) -> None:
 def _resolved(resolver: Resolver, allowed: type[Exception]) -> Resolution | None:
     """What a resolver finds; None if it raised what it may raise."""
     try:
-        found = _loop.run(resolver.resolve("orders", None))
+        found = loop.run(resolver.resolve("orders", None))
     except allowed as error:
         assert str(error)
         return None

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -16,13 +17,14 @@ SEEDS = sorted((FUZZ / "seeds").glob("*/*"))
 
 
 @pytest.fixture(scope="module")
-def targets() -> ModuleType:
+def targets() -> Iterator[ModuleType]:
     spec = importlib.util.spec_from_file_location("fuzz_targets", FUZZ / "targets.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module
+    yield module
+    module.loop.close()
 
 
 @pytest.mark.parametrize("name", sorted({each.parent.name for each in SEEDS}))
