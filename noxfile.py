@@ -81,6 +81,17 @@ def sidecar(session: nox.Session) -> None:
 
 
 @nox.session
+def fuzz(session: nox.Session) -> None:
+    """Look for inputs from outside that do harm, 30 s for each target; `-- --seconds 5 urls` for less, of one."""
+    install(session, ".", "fuzz")
+    try:
+        session.install("atheris==3.*")
+    except CommandFailed:
+        session.warn("atheris was not to be had for this Python: inputs are altered at random, without a guide")
+    session.run("python", "fuzz/run.py", "--found", session.create_tmp(), *session.posargs)
+
+
+@nox.session
 def examples(session: nox.Session) -> None:
     """Run every example; each must exit with 0."""
     install(session, ".[all]")
