@@ -57,7 +57,7 @@ def _one(name: str, seconds: int, found: Path) -> int:
 
 def _guided(name: str, seconds: int, found: Path) -> None:
     """Let atheris look, which knows what each input reached. It ends the process."""
-    import atheris
+    import atheris  # type: ignore[import-untyped]
 
     # It names every module.
     with contextlib.redirect_stderr(io.StringIO()), atheris.instrument_imports(include=["meshlib"]):
