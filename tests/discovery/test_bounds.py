@@ -145,8 +145,8 @@ def test_so_many_names_are_looked_up_and_no_more(monkeypatch: pytest.MonkeyPatch
         mesh.wait_ready(5)
         assert _places(mesh) == {"10.0.0.1:80"}
         assert "it has 9 names, of which 2 are used" in mesh.snapshot()["orders"].warnings
-        assert mesh._updates is not None
-        followed = mesh._updates._followed["orders"].feed
+        assert mesh._upkeep.updates is not None
+        followed = mesh._upkeep.updates._followed["orders"].feed
         assert followed is not None
         assert len(followed._names) == 2
 
