@@ -60,10 +60,12 @@ class Authority:
         self.pem = made.sign(self._key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
         self.bundle = str(self._written(self.pem))
 
-    def leaf(self, *uris: str, dns: str | None = None, san: bytes = b"", left: dt.timedelta = DAY) -> tuple[str, str]:
+    def leaf(
+        self, *uris: str, dns: str | None = None, san: bytes = b"", left: dt.timedelta = DAY, called: str = "leaf"
+    ) -> tuple[str, str]:
         """Certificate and key with these URIs; with `san` as its names just as they are; and so much time left."""
         key = ec.generate_private_key(ec.SECP256R1())
-        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "leaf")])
+        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, called)])
         names: list[x509.GeneralName] = [x509.UniformResourceIdentifier(uri) for uri in uris]
         names += [x509.DNSName(dns)] if dns else []
         signer = x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key())
@@ -216,6 +218,12 @@ def test_S2_the_right_id_by_an_unknown_authority_is_none(colour: Colour, authori
 def test_S2_an_expired_certificate_with_the_right_name_is_none(colour: Colour, authority: Authority) -> None:
     witness = Witness(authority.leaf(dns="orders", left=-dt.timedelta(hours=1)))
     assert "expired" in str(refused(colour, witness, TLS(verify=authority.bundle)))
+
+
+def test_S2_a_subject_that_says_the_name_proves_nothing(colour: Colour, authority: Authority) -> None:
+    """Misses `hostname_checks_common_name`: many an authority signs whatever its callers call themselves."""
+    witness = Witness(authority.leaf("spiffe://mesh.test/users", called="orders"))
+    assert "Hostname mismatch" in str(refused(colour, witness, TLS(verify=authority.bundle)))
 
 
 def test_S2_an_id_is_asked_for_with_a_context_of_ones_own_as_well(colour: Colour, authority: Authority) -> None:
@@ -419,7 +427,7 @@ def test_S2_files_that_do_not_fit_change_nothing_and_are_told_of_once(
         assert caplog.messages == [], "one may be replaced before the other"
         assert [clock.later(tls) for _ in range(5)] == [first] * 5
         [told] = caplog.messages
-        assert "tls.cert: must be a certificate whose key fits" in told
+        assert f"{key} held before: tls.cert: must be a certificate whose key fits" in told
         replace(key, right)
         assert clock.later(tls) is first
         renew(cert, key, authority.leaf(ORDERS))
