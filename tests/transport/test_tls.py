@@ -10,8 +10,10 @@ import asyncio
 import contextlib
 import hashlib
 import os
+import re
 import socket
 import ssl
+import struct
 import subprocess
 import sys
 import threading
@@ -673,7 +675,33 @@ def test_a_handshake_that_is_answered_otherwise_is_a_failure_to_connect(
         mesh = mesh_of(address, tls=papers.trusting(), retry=ONCE)
         error = colour.run(mesh, post_or_error)
     assert type(error) is httpx.ConnectError
+    assert re.search(r" failed: .*\w", str(error)), "in words, whichever loop it is"
     assert outcomes(error) == [("first", "not_sent")]
+
+
+def _resets(sock: socket.socket) -> None:
+    sock.recv(65536)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+
+def test_a_handshake_that_is_reset_is_told_as_the_system_tells_it(colour: Colour, papers: Papers) -> None:
+    with listener(_resets) as address:
+        error = colour.run(mesh_of(address, tls=papers.trusting(), retry=ONCE), post_or_error)
+    assert type(error) is httpx.ConnectError
+    assert "Connection reset by peer" in str(error)
+
+
+def test_nothing_is_sent_to_who_took_the_offer_of_another_protocol(colour: Colour, papers: Papers) -> None:
+    """A context that httpx was given as well offers HTTP/2, because httpx has it do so. Misses `Dial.prove`."""
+    own = ssl.create_default_context(cafile=papers.bundle)
+    own.set_alpn_protocols(["h2", "http/1.1"])
+    seen = Seen(papers.server("orders"))
+    with listener(seen) as address:
+        error = colour.run(mesh_of(address, tls=TLS(verify=own), retry=ONCE), post_or_error)
+    assert type(error) is httpx.ConnectError
+    assert "speaks h2, which the context of TLS(verify=...) must not offer" in str(error)
+    assert outcomes(error) == [("first", "not_sent")]
+    assert (seen.protocols, seen.requests) == (["h2"], 0)
 
 
 @pytest.mark.parametrize(

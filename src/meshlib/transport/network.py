@@ -288,13 +288,18 @@ class Dial:
         """The rest of the handshake: look at whom the peer has proved to be, before anything is sent.
 
         Args:
-            peer: the connection's TLS side.
+            peer: the connection's TLS side, if it has one.
 
         Raises:
             IdentityError: if it is somebody else.
+            httpcore.ConnectError: if it was offered another protocol, and took it.
         """
-        if self.tls is not None and (why := why_stranger(self.tls, peer)) is not None:
+        if self.tls is None:
+            return
+        if (why := why_stranger(self.tls, peer)) is not None:
             raise self.stranger(why)
+        if (spoken := peer.selected_alpn_protocol()) is not None and not spoken.startswith("http/1"):
+            raise httpcore.ConnectError(f"{self} speaks {spoken}, which the context of TLS(verify=...) must not offer")
 
     def stranger(self, why: str) -> IdentityError:
         """The error that says so."""
@@ -364,9 +369,8 @@ def connect_error(error: Exception | None, dial: Dial) -> Exception:
         stranger = dial.stranger(f"certificate verify failed: {wrong.verify_message}")
         stranger.__cause__ = wrong
         return stranger
-    refused = httpcore.ConnectError(
-        f"connecting to {dial} failed: {error.strerror if isinstance(error, OSError) and error.strerror else error}"
-    )
+    said = (isinstance(error, OSError) and error.strerror) or str(error) or "the peer closed the connection"
+    refused = httpcore.ConnectError(f"connecting to {dial} failed: {said}")
     refused.__cause__ = error
     return refused
 
