@@ -31,7 +31,19 @@ from test_tls import listener
 
 from conftest import Colour
 from meshes import get_or_error, mesh_of, outcomes, post_or_error
-from meshlib import TLS, Breaker, Connections, HealthCheck, IdentityError, Mesh, Retry, RoundRobin, Service, report
+from meshlib import (
+    TLS,
+    Breaker,
+    ConfigError,
+    Connections,
+    HealthCheck,
+    IdentityError,
+    Mesh,
+    Retry,
+    RoundRobin,
+    Service,
+    report,
+)
 from meshlib.consul import ConsulAgent, ConsulError
 from meshlib.endpoint import Endpoint
 from meshlib.health import Finding, check
@@ -257,6 +269,17 @@ def test_S2_a_call_goes_on_to_who_carries_the_id_and_never_twice_to_who_does_not
     assert first in seen[0] + seen[1]
     assert all(each.count(first) <= 1 and each.count(second) >= 3 for each in seen)
     assert b"".join(stranger.received) == b""
+
+
+@pytest.mark.parametrize("asked_for", [{"spiffe_id": ORDERS}, {"trust_domain": "mesh.test"}])
+def test_S2_no_id_is_asked_for_where_nobody_would_look_at_it(authority: Authority, asked_for: dict[str, str]) -> None:
+    """Misses `mesh._asks_for_id`: the transports of others take whoever has a name that fits."""
+    service = Service("orders", ["127.0.0.1:1"], tls=TLS(verify=authority.bundle, **asked_for))
+    with pytest.raises(ConfigError, match=r"services\.orders\.tls: must not ask for a SPIFFE id"):
+        Mesh(service, inner=lambda endpoint: httpx.HTTPTransport())
+    mesh = Mesh(Service("orders", ["127.0.0.1:1"], scheme="https"), inner=lambda endpoint: httpx.HTTPTransport())
+    with pytest.raises(ConfigError, match="SPIFFE"):
+        mesh.update(service)
 
 
 def test_S2_a_uvloop_verifies_too(authority: Authority) -> None:
