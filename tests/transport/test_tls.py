@@ -691,6 +691,17 @@ def test_a_handshake_that_is_reset_is_told_as_the_system_tells_it(colour: Colour
     assert "Connection reset by peer" in str(error)
 
 
+def test_S2_no_handshake_is_left_out_where_the_connection_is_lost_already(
+    papers: Papers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Misses `do_handshake` in the sync `connect`: `wrap_socket` waits for a peer that is to come."""
+    mesh = mesh_of("127.0.0.1:1", tls=papers.trusting(), retry=ONCE)
+    monkeypatch.setattr(socket.socket, "connect", lambda sock, address: None)
+    with mesh.client("orders") as client, pytest.raises(httpx.ConnectError) as caught:
+        client.post("/", content=b"once")
+    assert outcomes(caught.value) == [("first", "not_sent")]
+
+
 def test_nothing_is_sent_to_who_took_the_offer_of_another_protocol(colour: Colour, papers: Papers) -> None:
     """A context that httpx was given as well offers HTTP/2, because httpx has it do so. Misses `Dial.prove`."""
     own = ssl.create_default_context(cafile=papers.bundle)

@@ -337,8 +337,10 @@ def connect(dial: Dial, timeout: float, bounds: Bounded) -> Stream:
             sock.connect((address, dial.port))
             if context is not None:
                 sock.settimeout(min(own.some_left(), LONGEST))
-                sock = context.wrap_socket(sock, server_hostname=dial.server_name)
-                dial.prove(sock)
+                # In two steps: by itself it leaves out the handshake where the connection is lost already.
+                sock = tls = context.wrap_socket(sock, server_hostname=dial.server_name, do_handshake_on_connect=False)
+                tls.do_handshake()
+                dial.prove(tls)
         except BaseException as error:  # whatever it is, the socket goes
             if sock is not None:
                 sock.close()
