@@ -17,6 +17,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -305,7 +306,8 @@ class Own:
 
 
 def test_T3_no_error_and_no_repr_shows_credentials_that_stand_where_they_should_not(told: Told) -> None:
-    # The guards: `validation.shown`, `Service.__repr__`, and `repr=False` of fields that hold queries.
+    # The guards: `validation.shown`, `Service.__repr__`, `policy._is_path` (or a repr would show a key), and
+    # `repr=False` of fields that hold queries.
     url = f"consul://{USER}:{PASSWORD}@h/x?{QUERY}"
     mesh = Mesh(Service("orders", ["127.0.0.1:1"]))
     pem = f"-----BEGIN PRIVATE KEY-----\n{secret('pem')}\n"
@@ -319,7 +321,7 @@ def test_T3_no_error_and_no_repr_shows_credentials_that_stand_where_they_should_
         lambda: Service("orders", "static:a:1", balancer=url),  # type: ignore[arg-type]
         lambda: Mesh(url),  # type: ignore[arg-type]
         lambda: Mesh(own),
-        lambda: Mesh(Service("orders", "static:a:1", tls=TLS(cert="/nowhere", key=pem))),
+        *(partial(TLS, **{"cert": "/nowhere", setting: pem}) for setting in ("verify", "cert", "key")),
         lambda: TLS(server_name=pem),
         lambda: HealthCheck(f"x?{QUERY}"),
         lambda: ConsistentHash(key=url),

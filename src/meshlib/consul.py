@@ -29,7 +29,7 @@ from meshlib.transport.network import Bounded, Dial
 from meshlib.transport.network_asyncio import AsyncioStream, connect
 from meshlib.transport.once import ask
 from meshlib.transport.tls import context_for
-from meshlib.validation import ConfigError, Fault, check, instance, ruled, whole
+from meshlib.validation import ConfigError, Fault, check, instance, ruled, shown, whole
 
 __all__ = ["Answer", "ConsulAgent", "ConsulError"]
 
@@ -213,7 +213,8 @@ class ConsulAgent:
         try:
             context_for(tls := TLS(verify=bundle))
         except ConfigError as error:
-            raise ConsulError(f"the certificates in {bundle!r} cannot be used ({error.__cause__})") from error
+            reason = error.__cause__ or error
+            raise ConsulError(f"the certificates in {shown(bundle)} cannot be used ({reason})") from error
         return tls
 
     def _token(self) -> str:

@@ -92,7 +92,7 @@ class Mesh:
     ) -> None:
         from meshlib.upkeep import Upkeep
 
-        _check(services, zone, spans, passthrough)
+        _check(services, zone, spans, passthrough, inner)
         self._passthrough = passthrough
         self._clock = clock
         self._zone = zone
@@ -320,7 +320,7 @@ class Mesh:
         """
         from meshlib.rollout import roll_out
 
-        _check(services, self._zone, "both", self._passthrough)
+        _check(services, self._zone, "both", self._passthrough, self._inner)
         with self._changing:
             concerned = roll_out(services, self._clusters, self._cluster_of, self._upkeep, self._clock())
         self._upkeep.deliver(*concerned)
@@ -507,7 +507,15 @@ class Mesh:
         return found
 
 
-def _check(services: tuple[Any, ...], zone: Any, spans: Any, passthrough: Any) -> None:
+_UNSEEN = Fault("tls", "must not ask for a SPIFFE id beside Mesh(inner=...), whose connections nobody could look at")
+
+
+def _asks_for_id(service: Any) -> bool:
+    tls = service.tls if isinstance(service, Service) else None
+    return tls is not None and (tls.spiffe_id is not None or tls.trust_domain is not None)
+
+
+def _check(services: tuple[Any, ...], zone: Any, spans: Any, passthrough: Any, inner: Any) -> None:
     faults: list[Fault] = []
     if not isinstance(passthrough, bool):
         faults.append(Fault("passthrough", f"must be True or False, got {passthrough!r}"))
@@ -516,5 +524,7 @@ def _check(services: tuple[Any, ...], zone: Any, spans: Any, passthrough: Any) -
     if spans not in SPANS:
         faults.append(Fault("spans", f"must be one of {', '.join(map(repr, SPANS))}, got {spans!r}"))
     faults += faults_among(services)
+    if inner is not None:
+        faults += (_UNSEEN.under(f"services.{each.name}") for each in services if _asks_for_id(each))
     if faults:
         raise ConfigError(faults)

@@ -338,13 +338,13 @@ class TLS(_Checked):
 
     verify: str | SSLContext = ruled(
         lambda value: (
-            None if isinstance(value, str | SSLContext) and value else "must be 'system', a path or a context"
+            None if isinstance(value, SSLContext) or _is_path(value) else "must be 'system', a path or a context"
         ),
         default="system",
     )
     server_name: str | None = ruled(lambda value: _optional_host(value), default=None)
-    cert: str | None = ruled(lambda value: _optional_text(value, "a path"), default=None)
-    key: str | None = ruled(lambda value: _optional_text(value, "a path"), default=None)
+    cert: str | None = ruled(lambda value: _optional_path(value), default=None)
+    key: str | None = ruled(lambda value: _optional_path(value), default=None)
     spiffe_id: str | None = ruled(lambda value: _optional_spiffe_id(value), default=None)
     trust_domain: str | None = ruled(lambda value: _optional_trust_domain(value), default=None)
     min_version: str = ruled(choice("1.2", "1.3"), default="1.2")
@@ -378,6 +378,15 @@ def _optional_spiffe_id(value: Any) -> str | None:
 def _optional_trust_domain(value: Any) -> str | None:
     usable = value is None or (isinstance(value, str) and trust_domain_of(f"spiffe://{value}/x") == value)
     return None if usable else "must be a trust domain, for example 'mesh.test'"
+
+
+def _is_path(value: Any) -> bool:
+    """Whether it may be a path: what a file holds is none, and would be shown wherever the setting is."""
+    return isinstance(value, str) and bool(value) and "-----BEGIN" not in value
+
+
+def _optional_path(value: Any) -> str | None:
+    return None if value is None or _is_path(value) else "must be a path or None"
 
 
 def _optional_text(value: Any, what: str) -> str | None:

@@ -493,6 +493,10 @@ def test_D4_https_is_verified_by_ca_file_or_the_environment(
                 await Consul.from_url(url).resolve("web", None)
             with pytest.raises(ConsulError, match="'/none' cannot be used"):
                 await Consul.from_url(f"{url}?ca_file=/none").resolve("web", None)
+            monkeypatch.setenv("CONSUL_CACERT", bundle.read_text())
+            with pytest.raises(ConsulError, match="what looks like a certificate") as caught:
+                await Consul.from_url(url).resolve("web", None)
+            assert "-----BEGIN" not in str(caught.value)
             assert places(await Consul.from_url(f"{url}?ca_file={bundle}").resolve("web", None))
             monkeypatch.setenv("CONSUL_CACERT", str(bundle))
             assert places(await Consul.from_url(url).resolve("web", None))

@@ -31,7 +31,19 @@ from test_tls import listener
 
 from conftest import Colour
 from meshes import get_or_error, mesh_of, outcomes, post_or_error
-from meshlib import TLS, Breaker, Connections, HealthCheck, IdentityError, Mesh, Retry, RoundRobin, Service, report
+from meshlib import (
+    TLS,
+    Breaker,
+    ConfigError,
+    Connections,
+    HealthCheck,
+    IdentityError,
+    Mesh,
+    Retry,
+    RoundRobin,
+    Service,
+    report,
+)
 from meshlib.consul import ConsulAgent, ConsulError
 from meshlib.endpoint import Endpoint
 from meshlib.health import Finding, check
@@ -60,10 +72,12 @@ class Authority:
         self.pem = made.sign(self._key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
         self.bundle = str(self._written(self.pem))
 
-    def leaf(self, *uris: str, dns: str | None = None, san: bytes = b"", left: dt.timedelta = DAY) -> tuple[str, str]:
+    def leaf(
+        self, *uris: str, dns: str | None = None, san: bytes = b"", left: dt.timedelta = DAY, called: str = "leaf"
+    ) -> tuple[str, str]:
         """Certificate and key with these URIs; with `san` as its names just as they are; and so much time left."""
         key = ec.generate_private_key(ec.SECP256R1())
-        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "leaf")])
+        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, called)])
         names: list[x509.GeneralName] = [x509.UniformResourceIdentifier(uri) for uri in uris]
         names += [x509.DNSName(dns)] if dns else []
         signer = x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key())
@@ -218,6 +232,12 @@ def test_S2_an_expired_certificate_with_the_right_name_is_none(colour: Colour, a
     assert "expired" in str(refused(colour, witness, TLS(verify=authority.bundle)))
 
 
+def test_S2_a_subject_that_says_the_name_proves_nothing(colour: Colour, authority: Authority) -> None:
+    """Misses `hostname_checks_common_name`: many an authority signs whatever its callers call themselves."""
+    witness = Witness(authority.leaf("spiffe://mesh.test/users", called="orders"))
+    assert "Hostname mismatch" in str(refused(colour, witness, TLS(verify=authority.bundle)))
+
+
 def test_S2_an_id_is_asked_for_with_a_context_of_ones_own_as_well(colour: Colour, authority: Authority) -> None:
     """Misses `Dial.prove`. A context that verifies nothing gives nothing to read an id from, and so does not help."""
     own, careless = ssl.create_default_context(cafile=authority.bundle), ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
@@ -249,6 +269,17 @@ def test_S2_a_call_goes_on_to_who_carries_the_id_and_never_twice_to_who_does_not
     assert first in seen[0] + seen[1]
     assert all(each.count(first) <= 1 and each.count(second) >= 3 for each in seen)
     assert b"".join(stranger.received) == b""
+
+
+@pytest.mark.parametrize("asked_for", [{"spiffe_id": ORDERS}, {"trust_domain": "mesh.test"}])
+def test_S2_no_id_is_asked_for_where_nobody_would_look_at_it(authority: Authority, asked_for: dict[str, str]) -> None:
+    """Misses `mesh._asks_for_id`: the transports of others take whoever has a name that fits."""
+    service = Service("orders", ["127.0.0.1:1"], tls=TLS(verify=authority.bundle, **asked_for))
+    with pytest.raises(ConfigError, match=r"services\.orders\.tls: must not ask for a SPIFFE id"):
+        Mesh(service, inner=lambda endpoint: httpx.HTTPTransport())
+    mesh = Mesh(Service("orders", ["127.0.0.1:1"], scheme="https"), inner=lambda endpoint: httpx.HTTPTransport())
+    with pytest.raises(ConfigError, match="SPIFFE"):
+        mesh.update(service)
 
 
 def test_S2_a_uvloop_verifies_too(authority: Authority) -> None:
@@ -419,7 +450,7 @@ def test_S2_files_that_do_not_fit_change_nothing_and_are_told_of_once(
         assert caplog.messages == [], "one may be replaced before the other"
         assert [clock.later(tls) for _ in range(5)] == [first] * 5
         [told] = caplog.messages
-        assert "tls.cert: must be a certificate whose key fits" in told
+        assert f"{key} held before: tls.cert: must be a certificate whose key fits" in told
         replace(key, right)
         assert clock.later(tls) is first
         renew(cert, key, authority.leaf(ORDERS))

@@ -10,8 +10,10 @@ import asyncio
 import contextlib
 import hashlib
 import os
+import re
 import socket
 import ssl
+import struct
 import subprocess
 import sys
 import threading
@@ -492,6 +494,7 @@ def broken(papers: Papers, folder: Path, what: str) -> tuple[str, TLS]:
         "junk for a bundle": ("verify", TLS(verify=str(junk))),
         "an empty bundle": ("verify", TLS(verify=str(empty))),
         "a folder for a bundle": ("verify", TLS(verify=str(folder))),
+        "what is no path": ("verify", TLS(verify="bundle\0.pem")),
         "no certificate": ("cert", papers.trusting(cert=str(missing), key=key)),
         "junk for a certificate": ("cert", papers.trusting(cert=str(junk), key=key)),
         "no key": ("cert", papers.trusting(cert=cert, key=str(missing))),
@@ -508,6 +511,7 @@ def broken(papers: Papers, folder: Path, what: str) -> tuple[str, TLS]:
         "junk for a bundle",
         "an empty bundle",
         "a folder for a bundle",
+        "what is no path",
         "no certificate",
         "junk for a certificate",
         "no key",
@@ -671,7 +675,44 @@ def test_a_handshake_that_is_answered_otherwise_is_a_failure_to_connect(
         mesh = mesh_of(address, tls=papers.trusting(), retry=ONCE)
         error = colour.run(mesh, post_or_error)
     assert type(error) is httpx.ConnectError
+    assert re.search(r" failed: .*\w", str(error)), "in words, whichever loop it is"
     assert outcomes(error) == [("first", "not_sent")]
+
+
+def _resets(sock: socket.socket) -> None:
+    sock.recv(65536)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+
+def test_a_handshake_that_is_reset_is_told_as_the_system_tells_it(colour: Colour, papers: Papers) -> None:
+    with listener(_resets) as address:
+        error = colour.run(mesh_of(address, tls=papers.trusting(), retry=ONCE), post_or_error)
+    assert type(error) is httpx.ConnectError
+    assert "Connection reset by peer" in str(error)
+
+
+def test_S2_no_handshake_is_left_out_where_the_connection_is_lost_already(
+    papers: Papers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Misses `do_handshake` in the sync `connect`: `wrap_socket` waits for a peer that is to come."""
+    mesh = mesh_of("127.0.0.1:1", tls=papers.trusting(), retry=ONCE)
+    monkeypatch.setattr(socket.socket, "connect", lambda sock, address: None)
+    with mesh.client("orders") as client, pytest.raises(httpx.ConnectError) as caught:
+        client.post("/", content=b"once")
+    assert outcomes(caught.value) == [("first", "not_sent")]
+
+
+def test_nothing_is_sent_to_who_took_the_offer_of_another_protocol(colour: Colour, papers: Papers) -> None:
+    """A context that httpx was given as well offers HTTP/2, because httpx has it do so. Misses `Dial.prove`."""
+    own = ssl.create_default_context(cafile=papers.bundle)
+    own.set_alpn_protocols(["h2", "http/1.1"])
+    seen = Seen(papers.server("orders"))
+    with listener(seen) as address:
+        error = colour.run(mesh_of(address, tls=TLS(verify=own), retry=ONCE), post_or_error)
+    assert type(error) is httpx.ConnectError
+    assert "speaks h2, which the context of TLS(verify=...) must not offer" in str(error)
+    assert outcomes(error) == [("first", "not_sent")]
+    assert (seen.protocols, seen.requests) == (["h2"], 0)
 
 
 @pytest.mark.parametrize(

@@ -288,13 +288,18 @@ class Dial:
         """The rest of the handshake: look at whom the peer has proved to be, before anything is sent.
 
         Args:
-            peer: the connection's TLS side.
+            peer: the connection's TLS side, if it has one.
 
         Raises:
             IdentityError: if it is somebody else.
+            httpcore.ConnectError: if it was offered another protocol, and took it.
         """
-        if self.tls is not None and (why := why_stranger(self.tls, peer)) is not None:
+        if self.tls is None:
+            return
+        if (why := why_stranger(self.tls, peer)) is not None:
             raise self.stranger(why)
+        if (spoken := peer.selected_alpn_protocol()) is not None and not spoken.startswith("http/1"):
+            raise httpcore.ConnectError(f"{self} speaks {spoken}, which the context of TLS(verify=...) must not offer")
 
     def stranger(self, why: str) -> IdentityError:
         """The error that says so."""
@@ -332,8 +337,10 @@ def connect(dial: Dial, timeout: float, bounds: Bounded) -> Stream:
             sock.connect((address, dial.port))
             if context is not None:
                 sock.settimeout(min(own.some_left(), LONGEST))
-                sock = context.wrap_socket(sock, server_hostname=dial.server_name)
-                dial.prove(sock)
+                # In two steps: by itself it leaves out the handshake where the connection is lost already.
+                sock = tls = context.wrap_socket(sock, server_hostname=dial.server_name, do_handshake_on_connect=False)
+                tls.do_handshake()
+                dial.prove(tls)
         except BaseException as error:  # whatever it is, the socket goes
             if sock is not None:
                 sock.close()
@@ -364,9 +371,8 @@ def connect_error(error: Exception | None, dial: Dial) -> Exception:
         stranger = dial.stranger(f"certificate verify failed: {wrong.verify_message}")
         stranger.__cause__ = wrong
         return stranger
-    refused = httpcore.ConnectError(
-        f"connecting to {dial} failed: {error.strerror if isinstance(error, OSError) and error.strerror else error}"
-    )
+    said = (isinstance(error, OSError) and error.strerror) or str(error) or "the peer closed the connection"
+    refused = httpcore.ConnectError(f"connecting to {dial} failed: {said}")
     refused.__cause__ = error
     return refused
 

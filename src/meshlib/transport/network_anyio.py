@@ -90,8 +90,8 @@ async def connect(dial: Dial, timeout: float, bounds: Bounded) -> AnyIOStream:
         except IdentityError:
             raise
         except (httpcore.ConnectError, TimeoutError) as error:
-            last = error
-            if unproven(error):
+            last = _root(error)
+            if unproven(last):
                 break
         except httpcore.ConnectTimeout:
             last = TimeoutError()
@@ -112,11 +112,15 @@ async def _dial(dial: Dial, context: ssl.SSLContext | None, address: str, own: B
         raise
 
 
-def _reason(error: BaseException) -> str:
+def _root(error: Exception) -> Exception:
     """What the system said; the layers between it and us keep that to themselves."""
-    while error.__cause__ is not None:
+    while isinstance(error.__cause__, Exception):
         error = error.__cause__
-    return str(error)
+    return error
+
+
+def _reason(error: Exception) -> str:
+    return str(_root(error))
 
 
 def _has_said_something(tls: ssl.SSLObject) -> bool:

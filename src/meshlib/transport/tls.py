@@ -105,7 +105,9 @@ class Kept:
                 return context
         self._bad_looks += 1
         if self._bad_looks == 2:
-            logger.warning("TLS: new connections keep using what the files held before: %s", self._wrong)
+            logger.warning(
+                "TLS: new connections keep using what %s held before: %s", ", ".join(self._files), self._wrong
+            )
         return None
 
 
@@ -169,7 +171,7 @@ def _stamps(files: Sequence[str]) -> list[tuple[int, ...] | None]:
 def _stamp(file: str) -> tuple[int, ...] | None:
     try:
         found = os.stat(file)
-    except (OSError, ValueError):  # a path that cannot be one
+    except (OSError, ValueError):  # the latter for what no file can be called
         return None
     return found.st_mtime_ns, found.st_ctime_ns, found.st_size, found.st_ino, found.st_dev
 
@@ -194,6 +196,7 @@ def _make(tls: TLS) -> ssl.SSLContext:
         raise ConfigError(
             [Fault("tls.verify", f"must be 'system' or a readable bundle of certificates: {error}")]
         ) from error
+    context.hostname_checks_common_name = False  # RFC 9525: it is free text, and authorities let callers choose it
     if tls.spiffe_id is not None or tls.trust_domain is not None:
         context.check_hostname = False  # the id is checked instead; the chain is as before
         context.options |= ssl.OP_NO_RENEGOTIATION  # in TLS 1.2, another certificate could come after the check
