@@ -18,7 +18,7 @@ from played import Played, until
 from toy_dns import ToyDns
 
 from meshlib import ConfigError, Endpoint, HealthCheck, Mesh, ResolveError, Service
-from meshlib.discovery import hosts
+from meshlib.discovery import Resolution, Static, hosts
 from meshlib.discovery.admission import is_forbidden
 from meshlib.testing import Upstream
 
@@ -150,6 +150,17 @@ def test_D5_instances_of_consul_and_lines_of_a_file(tmp_path: Path) -> None:
                 return places(mesh)
 
     assert asyncio.run(main()) == {"consul": {"10.0.0.1:80"}, "file": {"10.0.0.3:80"}}
+
+
+def test_D5_a_resolver_made_from_a_list_is_a_resolver() -> None:
+    # The guard: `Watch._admitted` lets nothing pass but a list itself.
+    class Growing(Static):
+        async def resolve(self, service: str, previous: Resolution | None) -> Resolution:
+            return Resolution([Endpoint("10.0.0.1", 80), Endpoint("169.254.169.254", 80)], 60.0)
+
+    with Mesh(Service("orders", Growing(["orders.internal:80"]))) as mesh:
+        mesh.wait_ready(5)
+        assert places(mesh) == {"orders": {"10.0.0.1:80"}}
 
 
 def places(mesh: Mesh) -> dict[str, set[str]]:
