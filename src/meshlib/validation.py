@@ -26,7 +26,7 @@ _LABELS = re.compile(r"(?!-)[a-z0-9_-]{1,63}(?<!-)(\.(?!-)[a-z0-9_-]{1,63}(?<!-)
 _SPIFFE_ID = re.compile(r"spiffe://([a-z0-9._-]{1,255})(?:/(?!\.{1,2}(?:/|\Z))[A-Za-z0-9._-]+)+\Z")
 _LONGEST_SPIFFE_ID = 2048
 
-_USER = re.compile(r"[^\s'\"]*:[^\s'\"]*@")
+_USER = re.compile(r"(?:[^\s'\"]*:[^\s'\"]*|//[^/?#]*)@")
 _QUERY = re.compile(r"\?[^\s'\"]*")
 
 
@@ -35,6 +35,11 @@ def shown(value: Any) -> str:
     text = repr(value)
     if "-----BEGIN" in text:
         return "what looks like a certificate or a key itself"
+    return bare(text)
+
+
+def bare(text: str) -> str:
+    """A text without what may be a user, a password or a query of a URL in it."""
     return _QUERY.sub("?...", _USER.sub("...@", text))
 
 
