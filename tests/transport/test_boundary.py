@@ -20,7 +20,7 @@ from opentelemetry.sdk.trace import TracerProvider
 
 from conftest import Colour
 from meshes import get_or_error
-from meshlib import TLS, ConfigError, Mesh, Retry, Service, UnknownService, deadline, report
+from meshlib import TLS, ConfigError, DeadlineExceeded, Mesh, Retry, Service, UnknownService, deadline, report
 from meshlib.testing import Upstream, upstreams
 from meshlib.transport import tls, trust
 
@@ -183,6 +183,18 @@ def test_S1_a_host_that_is_let_through_and_hangs_is_not_waited_for_for_ever(
     began = time.monotonic()
     colour.run(Mesh(passthrough=True), script, None)
     assert time.monotonic() - began < 4
+
+
+def test_C4_a_host_that_is_let_through_gets_nothing_after_the_deadline(colour: Colour, upstream: Upstream) -> None:
+    # The guard: `_bounded`.
+    async def script(client: httpx.AsyncClient) -> None:
+        with deadline(0.001):
+            time.sleep(0.01)
+            with pytest.raises(DeadlineExceeded):
+                await client.post(f"http://{upstream.address}/")
+
+    colour.run(Mesh(passthrough=True), script, None)
+    assert upstream.log() == []
 
 
 def test_S1_a_redirect_back_to_a_service_has_no_timeouts_of_ours(
