@@ -188,10 +188,8 @@ def test_S1_a_host_that_is_let_through_and_hangs_is_not_waited_for_for_ever(
 def test_C4_a_host_that_is_let_through_gets_nothing_after_the_deadline(colour: Colour, upstream: Upstream) -> None:
     # The guard: `_bounded`.
     async def script(client: httpx.AsyncClient) -> None:
-        with deadline(0.001):
-            time.sleep(0.01)
-            with pytest.raises(DeadlineExceeded):
-                await client.post(f"http://{upstream.address}/")
+        with deadline(1e-9), pytest.raises(DeadlineExceeded):
+            await client.post(f"http://{upstream.address}/")
 
     colour.run(Mesh(passthrough=True), script, None)
     assert upstream.log() == []
@@ -291,7 +289,7 @@ def test_S1_the_environment_does_not_change_whom_tls_trusts(
                 found[way] = _status(client, "https://orders/")
                 found[f"plainly beside {way}"] = _status(client, f"https://localhost:{upstream.port}/")
         assert found.pop("by a bundle") == 200
-        assert all("CERTIFICATE_VERIFY_FAILED" in str(each) for each in found.values()), found
+        assert all("certificate verify failed" in str(each) for each in found.values()), found
     assert caplog.text.count(f"{name} has no effect") == 1
 
 
