@@ -12,6 +12,7 @@ from typing import Any
 
 import httpx
 
+from meshlib.plain import plain
 from meshlib.validation import ConfigError, Fault, bare, shown
 
 __all__ = [
@@ -47,7 +48,7 @@ class UnknownService(MeshError):
 
     def __init__(self, name: str, known: Iterable[str] = (), hint: str = "") -> None:
         self.name, self.known, self.hint = bare(name), tuple(sorted(known)), hint
-        super().__init__(f"no service {shown(name)} in this mesh{_pointer(name, self.known, hint)}")
+        super().__init__(f"no service {plain(shown(name))} in this mesh{_pointer(name, self.known, hint)}")
 
     def __reduce__(self) -> tuple[type[UnknownService], tuple[str, tuple[str, ...], str]]:
         return type(self), (self.name, self.known, self.hint)

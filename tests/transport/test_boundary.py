@@ -102,6 +102,15 @@ def test_S1_other_spellings_of_a_service_reach_it(colour: Colour, upstream: Upst
     assert [request.values("host") for request in upstream.log()] == [["orders"]] * 2 * len(spellings)
 
 
+def test_S1_a_host_without_end_is_refused_in_no_time_and_few_words(upstream: Upstream) -> None:
+    # The guards: `validation.bare`, which reads a text once, and `plain` in `UnknownService`.
+    began = time.process_time()
+    with mesh_over(upstream).client() as client, pytest.raises(UnknownService) as caught:
+        client.get(f"http://{'a' * 60_000}/")
+    assert time.process_time() - began < 5
+    assert len(str(caught.value)) < 1000
+
+
 def test_S1_what_only_looks_like_idna_is_an_unknown_service(upstream: Upstream) -> None:
     # The guard: `_name_in` takes the host as it goes over the wire; `URL.host` raises an error of a codec's.
     request = httpx.Request("GET", "http://orders/", headers={"host": "orders"})
