@@ -169,7 +169,7 @@ def _stamps(files: Sequence[str]) -> list[tuple[int, ...] | None]:
 def _stamp(file: str) -> tuple[int, ...] | None:
     try:
         found = os.stat(file)
-    except OSError:
+    except (OSError, ValueError):  # among them that it cannot be a path
         return None
     return found.st_mtime_ns, found.st_ctime_ns, found.st_size, found.st_ino, found.st_dev
 
@@ -180,7 +180,7 @@ def _held(files: Sequence[str]) -> bytes | None:
     try:
         for file in files:
             digest.update(hashlib.sha256(Path(file).read_bytes()).digest())
-    except OSError:
+    except (OSError, ValueError):
         return None
     return digest.digest()
 
