@@ -344,6 +344,16 @@ def test_T3_no_error_and_no_repr_shows_credentials_that_stand_where_they_should_
     assert told.leaks() == []
 
 
+@pytest.mark.parametrize("name", [f"http://{USER}:{PASSWORD}@h/", f"http://{USER}:a {WORD}@h/", f"h/?{QUERY}"])
+def test_T3_an_unknown_service_keeps_no_password_in_any_form(name: str) -> None:
+    # The guard: `UnknownService.name` is `bare`.
+    with pytest.raises(UnknownService) as caught:
+        Mesh(Service("orders", ["127.0.0.1:1"])).client(name)
+    assert WORD not in str(vars(caught.value)) + str(caught.value)
+    assert WORD.encode() not in pickle.dumps(caught.value)
+    assert caught.value.name.endswith(("@h/", "h/?..."))
+
+
 def test_T3_an_error_of_ours_is_pickled_without_its_request() -> None:
     # The guard: `MeshError.__reduce__`.
     mesh = Mesh(Service("orders", ["127.0.0.1:1"], timeout=Timeout(total=1e-6)))

@@ -110,7 +110,7 @@ class ConsulAgent:
         lambda value: None if value in ("http", "https") else "must be 'http' or 'https'", default="http"
     )
     ca_file: str = ruled(instance(str, "'/etc/consul/ca.pem'"), default="")
-    token_file: str = ruled(instance(str, "'/run/secrets/consul'"), default="")
+    token_file: str = ruled(instance(str, "'/run/secrets/consul'"), default="", repr=False)
 
     def __post_init__(self) -> None:
         try:
@@ -220,7 +220,7 @@ class ConsulAgent:
     def _token(self) -> str:
         """The token of this moment, or "" if there is none."""
         if file := self.token_file or os.environ.get("CONSUL_HTTP_TOKEN_FILE", ""):
-            token, where = _content(file), f"the token file {file!r}"
+            token, where = _content(file), _named(file)
             if not token:
                 raise ConsulError(f"{where} is empty")  # without a token, Consul would answer that there is nothing
         else:
@@ -230,16 +230,21 @@ class ConsulAgent:
         return token
 
 
+def _named(file: str) -> str:
+    """A token file in an error. What has no folder may be the token itself, written where the file belongs."""
+    return f"the token file {file!r}" if "/" in file or os.sep in file else "the token file"
+
+
 def _content(file: str) -> str:
     path = Path(file)
     try:
         if path.exists() and not path.is_file():
-            raise ConsulError(f"the token file {file!r} is not a file")  # a pipe would hold everything up
+            raise ConsulError(f"{_named(file)} is not a file")  # a pipe would hold everything up
         with path.open(encoding="utf-8") as opened:
             return opened.read(LARGEST_TOKEN + 2).strip()
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not text"
-        raise ConsulError(f"the token file {file!r} cannot be read ({reason})") from None
+        raise ConsulError(f"{_named(file)} cannot be read ({reason})") from None
 
 
 async def _whole(pieces: AsyncBody) -> bytes:

@@ -12,7 +12,8 @@ from typing import Any
 
 import httpx
 
-from meshlib.validation import ConfigError, Fault, shown
+from meshlib.plain import plain
+from meshlib.validation import ConfigError, Fault, bare, shown
 
 __all__ = [
     "ConfigError",
@@ -40,14 +41,14 @@ class UnknownService(MeshError):
     """The URL's host is not a declared service.
 
     Args:
-        name: the host that was asked for.
+        name: the host that was asked for. If it is a whole URL, nothing is kept that may be a password in it.
         known: the declared names.
         hint: what to do about it, where more is known than the name.
     """
 
     def __init__(self, name: str, known: Iterable[str] = (), hint: str = "") -> None:
-        self.name, self.known, self.hint = name, tuple(sorted(known)), hint
-        super().__init__(f"no service {shown(name)} in this mesh{_pointer(name, self.known, hint)}")
+        self.name, self.known, self.hint = bare(name), tuple(sorted(known)), hint
+        super().__init__(f"no service {plain(shown(name))} in this mesh{_pointer(name, self.known, hint)}")
 
     def __reduce__(self) -> tuple[type[UnknownService], tuple[str, tuple[str, ...], str]]:
         return type(self), (self.name, self.known, self.hint)

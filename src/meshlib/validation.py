@@ -26,7 +26,8 @@ _LABELS = re.compile(r"(?!-)[a-z0-9_-]{1,63}(?<!-)(\.(?!-)[a-z0-9_-]{1,63}(?<!-)
 _SPIFFE_ID = re.compile(r"spiffe://([a-z0-9._-]{1,255})(?:/(?!\.{1,2}(?:/|\Z))[A-Za-z0-9._-]+)+\Z")
 _LONGEST_SPIFFE_ID = 2048
 
-_USER = re.compile(r"[^\s'\"]*:[^\s'\"]*@")
+_WORD = re.compile(r"[^\s'\"]+")
+_USER = re.compile(r"//[^/?#]*@")
 _QUERY = re.compile(r"\?[^\s'\"]*")
 
 
@@ -35,7 +36,20 @@ def shown(value: Any) -> str:
     text = repr(value)
     if "-----BEGIN" in text:
         return "what looks like a certificate or a key itself"
-    return _QUERY.sub("?...", _USER.sub("...@", text))
+    return bare(text)
+
+
+def bare(text: str) -> str:
+    """A text without what may be a user, a password or a query of a URL in it."""
+    if "@" in text:
+        text = _WORD.sub(_without_user, _USER.sub("...@", text))
+    return _QUERY.sub("?...", text)
+
+
+def _without_user(word: re.Match[str]) -> str:
+    # Not by a pattern for all of it: on a long word that would take the square of its length.
+    user, at, rest = word[0].rpartition("@")
+    return f"...@{rest}" if at and ":" in user else word[0]
 
 
 @dataclass(frozen=True, slots=True)

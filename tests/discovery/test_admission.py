@@ -18,7 +18,7 @@ from played import Played, until
 from toy_dns import ToyDns
 
 from meshlib import ConfigError, Endpoint, HealthCheck, Mesh, ResolveError, Service
-from meshlib.discovery import hosts
+from meshlib.discovery import Resolution, Static, hosts
 from meshlib.discovery.admission import is_forbidden
 from meshlib.testing import Upstream
 
@@ -30,13 +30,14 @@ FORBIDDEN = (
     *("fd00:ec2::23", "fd20:ce::254", "::ffff:169.254.169.254", "::ffff:0.0.0.0", "::ffff:100.100.100.200"),
     *("::ffff:a9fe:a9fe", "::169.254.169.254", "::ffff:0:169.254.169.254", "64:ff9b::169.254.169.254"),
     *("64:ff9b::a9fe:a9fe", "64:ff9b:1::169.254.169.254", "2002:a9fe:a9fe::1", "2001:db8::5efe:169.254.169.254"),
+    *("64:ff9b:1:a9fe:a9:fe00:808:808", "64:ff9b:1:12a9:fe:a9fe::", "64:ff9b:1:1234:a9:fea9:fe00:0"),
     *("2001:db8::200:5efe:169.254.169.254", "2001:0:4136:e378:8000:63bf:5601:5601", "::ffff:224.0.0.1"),
 )
 
 ALLOWED = (
     *("127.0.0.1", "127.0.0.53", "::1", "::ffff:127.0.0.1", "10.0.0.1", "192.168.0.1", "172.16.0.1", "100.64.0.1"),
     *("8.8.8.8", "fd00::1", "2001:db8::1", "64:ff9b::8.8.8.8", "2002:808:808::1", "100.100.100.201", "localhost"),
-    "169.254.169.254.example.com",
+    *("169.254.169.254.example.com", "64:ff9b:1:808:8:800::", "64:ff9b:1::8.8.8.8", "64:ff9b:1:2:8:808:800:0"),
 )
 
 
@@ -150,6 +151,17 @@ def test_D5_instances_of_consul_and_lines_of_a_file(tmp_path: Path) -> None:
                 return places(mesh)
 
     assert asyncio.run(main()) == {"consul": {"10.0.0.1:80"}, "file": {"10.0.0.3:80"}}
+
+
+def test_D5_a_resolver_made_from_a_list_is_a_resolver() -> None:
+    # The guard: `Watch._admitted` lets nothing pass but a list itself.
+    class Growing(Static):
+        async def resolve(self, service: str, previous: Resolution | None) -> Resolution:
+            return Resolution([Endpoint("10.0.0.1", 80), Endpoint("169.254.169.254", 80)], 60.0)
+
+    with Mesh(Service("orders", Growing(["orders.internal:80"]))) as mesh:
+        mesh.wait_ready(5)
+        assert places(mesh) == {"orders": {"10.0.0.1:80"}}
 
 
 def places(mesh: Mesh) -> dict[str, set[str]]:

@@ -46,10 +46,12 @@ _LAST_32_BITS = tuple(
         "::/96",  # IPv4-compatible
         "::ffff:0:0:0/96",  # IPv4-translated
         "64:ff9b::/96",  # NAT64
-        "64:ff9b:1::/48",  # NAT64, of one's own network
     )
 )
 """Where an IPv6 address ends in the IPv4 address that it leads to."""
+
+_OWN_NAT64 = ip_network("64:ff9b:1::/48")
+"""NAT64 of one's own network, which chooses where in the address the IPv4 address stands (RFC 6052, section 2.2)."""
 
 _6TO4 = ip_network("2002::/16")
 _ISATAP = 0x5EFE
@@ -94,6 +96,11 @@ def _within(address: IPv6Address) -> Iterator[IPv4Address]:
     value = int(address)
     if any(address in network for network in _LAST_32_BITS) or (value >> 32) & 0xFDFFFFFF == _ISATAP:
         yield IPv4Address(value & 0xFFFFFFFF)
+    if address in _OWN_NAT64:
+        readings = (value >> 48 & 0xFFFF0000 | value >> 40 & 0xFFFF, value >> 40 & 0xFF000000 | value >> 32 & 0xFFFFFF)
+        for each in (*readings, value >> 24 & 0xFFFFFFFF, value & 0xFFFFFFFF):
+            if 0 < each >> 24 < 224:  # else it is the filling of another reading
+                yield IPv4Address(each)
     if address in _6TO4:
         yield IPv4Address(value >> 80 & 0xFFFFFFFF)
     if address.teredo is not None:

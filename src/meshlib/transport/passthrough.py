@@ -13,6 +13,7 @@ import time
 
 import httpx
 
+from meshlib.errors import DeadlineExceeded
 from meshlib.fork import inherited, strays
 from meshlib.scope import current_scope
 from meshlib.transport.aio import AsyncMeshTransport
@@ -111,9 +112,15 @@ class AsyncPassingTransport(httpx.AsyncBaseTransport):
 
 
 def _bounded(request: httpx.Request) -> httpx.Request:
-    """The request, with a bound for every operation, at most what is left of the `deadline` block around it."""
+    """The request, with a bound for every operation, at most what is left of the `deadline` block around it.
+
+    Raises:
+        DeadlineExceeded: if nothing is: then nothing is sent either.
+    """
     deadline = current_scope().deadline
-    left = math.inf if deadline == math.inf else max(0.001, deadline - time.monotonic())
+    left = math.inf if deadline == math.inf else deadline - time.monotonic()
+    if left <= 0:
+        raise DeadlineExceeded("the deadline had passed before the call")
     given = request.extensions.get("timeout") or {}
     bounds = {name: given.get(name) for name in ("connect", "read", "write", "pool")}
     bounds = {name: min(PATIENCE if bound is None else bound, left) for name, bound in bounds.items()}
