@@ -127,7 +127,8 @@ async def _answer(resolver: Resolver, service: str, previous: Resolution | None)
 
 def _admitted(resolver: Resolver, answer: Resolution) -> Resolution:
     """An answer without the endpoints that a mesh would not call; those that a URL lists itself are meant."""
-    listed = {each.place for part in parts_of(resolver) if type(part) is Static for each in part.endpoints}
+    parts: list[object] = list(parts_of(resolver))
+    listed = {each.place for part in parts if type(part) is Static for each in part.endpoints}
     bad = [each for each in answer.endpoints if each.place not in listed and is_forbidden(each.host)]
     if not bad:
         return answer
