@@ -1,5 +1,7 @@
 """What the project checks, and how: `nox` runs tests, lint and types; `nox --list` shows the rest."""
 
+import json
+import os
 import sys
 from pathlib import Path
 
@@ -24,7 +26,16 @@ if OWN_PYTHON not in PYTHONS:
     sys.exit(f"nox runs on Python {sys.version.split()[0]} here; run it on one of {', '.join(PYTHONS)}")
 
 
+LOCK = Path("requirements/ci.txt")
+IN_LOCK = ("fuzz", "lint", "recipes", "supply", "test", "types")
+"""The groups that it holds, beside all extras and what builds the project."""
+
+
 def install(session: nox.Session, project: str, *groups: str) -> None:
+    if os.environ.get("LOCKED"):
+        session.install("--require-hashes", "--requirement", str(LOCK))
+        session.install("--no-deps", "--no-build-isolation", project)
+        return
     session.install(project, *nox.project.dependency_groups(PYPROJECT, *groups))
 
 
@@ -84,6 +95,17 @@ def sidecar(session: nox.Session) -> None:
 
 
 @nox.session
+def fuzz(session: nox.Session) -> None:
+    """Look for inputs from outside that do harm, 30 s for each target; `-- --seconds 5 urls` for less, of one."""
+    install(session, ".", "fuzz")
+    try:
+        session.install("atheris==3.*")
+    except CommandFailed:
+        session.warn("atheris was not to be had for this Python: inputs are altered at random, without a guide")
+    session.run("python", "fuzz/run.py", "--found", session.create_tmp(), *session.posargs)
+
+
+@nox.session
 def examples(session: nox.Session) -> None:
     """Run every example; each must exit with 0."""
     install(session, ".[all]")
@@ -106,3 +128,62 @@ def docs(session: nox.Session) -> None:
     """Build the documentation; a broken link is an error."""
     session.install(*nox.project.dependency_groups(PYPROJECT, "docs"))
     session.run("mkdocs", "build", "--strict", "--site-dir", session.create_tmp())
+
+
+@nox.session(python=PYTHONS[0])
+def lock(session: nox.Session) -> None:
+    """Renew `requirements/ci.txt`: every package that CI installs, with the hashes of its files."""
+    session.install(*nox.project.dependency_groups(PYPROJECT, "supply"))
+    extras = [
+        each for name, extra in PYPROJECT["project"]["optional-dependencies"].items() if name != "all" for each in extra
+    ]
+    wanted = [*PYPROJECT["build-system"]["requires"], *PYPROJECT["project"]["dependencies"], *extras]
+    source = Path(session.create_tmp()) / "ci.in"
+    source.write_text("\n".join([*wanted, *nox.project.dependency_groups(PYPROJECT, *IN_LOCK)]))
+    # Where packages come from is the business of whoever installs them.
+    quiet = [
+        f"--no-{what}" for what in ("annotate", "emit-index-url", "emit-find-links", "emit-trusted-host", "header")
+    ]
+    how = ["--generate-hashes", "--allow-unsafe", "--strip-extras", "--no-emit-options", *quiet]
+    session.run("pip-compile", "--quiet", *how, "--output-file", str(LOCK), *session.posargs, str(source), silent=True)
+    LOCK.write_text(f"# Every package that CI installs; `nox -s lock` renews it.\n{LOCK.read_text()}")
+
+
+@nox.session
+def audit(session: nox.Session) -> None:
+    """Hold every package of `requirements/ci.txt` against the database of known vulnerabilities."""
+    session.install(*nox.project.dependency_groups(PYPROJECT, "supply"))
+    found = Path(session.create_tmp()) / "audit.json"
+    found.unlink(missing_ok=True)
+    how = ["--require-hashes", "--disable-pip", "--progress-spinner=off", "--format=json", "--output", str(found)]
+    said = session.run("pip-audit", "--requirement", str(LOCK), *how, success_codes=[0, 1], silent=True)
+    packages = json.loads(found.read_text())["dependencies"] if found.exists() else []
+    missing = [each["name"] for each in packages if "skip_reason" in each]
+    if len(missing) == len(packages):
+        session.skip(
+            f"nothing was audited, as no database of vulnerabilities was to be had: {str(said).strip()[-300:]}"
+        )
+    for each in packages:
+        for known in each.get("vulns", ()):
+            session.warn(f"{each['name']} {each['version']}: {known['id']}, mended in {known['fix_versions']}")
+    if missing:
+        session.warn(f"the database does not know {', '.join(missing)}")
+    if any(each.get("vulns") for each in packages):
+        session.error("packages have known vulnerabilities")
+
+
+@nox.session
+def sbom(session: nox.Session) -> None:
+    """Write `dist/sbom.json`: in CycloneDX, what a service gets that installs meshlib with all extras today."""
+    session.install(*nox.project.dependency_groups(PYPROJECT, "supply"))
+    plain = str(Path(session.create_tmp()) / "plain")
+    session.run("python", "-m", "venv", "--clear", "--without-pip", plain)
+    session.run("python", "-m", "pip", "--python", plain, "install", "--quiet", ".[all]")
+    Path("dist").mkdir(exist_ok=True)
+    how = ["--pyproject", "pyproject.toml", "--mc-type", "library", "--output-reproducible"]
+    session.run("cyclonedx-py", "environment", *how, "--output-file", "dist/sbom.json", plain)
+    written = json.loads(Path("dist/sbom.json").read_text())
+    version = "import importlib.metadata as m; print(m.version('meshlib-http'))"
+    said = session.run(f"{plain}/bin/python", "-c", version, external=True, silent=True)
+    written["metadata"]["component"]["version"] = str(said).strip()
+    Path("dist/sbom.json").write_text(json.dumps(written, indent=2))

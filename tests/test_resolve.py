@@ -115,6 +115,19 @@ def test_several_URLs_are_a_failover(folder: Path, capsys: pytest.CaptureFixture
     assert "gone.toml: No such file or directory\n2 endpoints from failover:static:|file:/" in told
 
 
+def test_D5_what_a_mesh_would_not_call_is_left_out_and_told(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    # The guard: `resolve._admitted`.
+    (folder / "mixed.json").write_text('["10.0.0.1:80", "169.254.169.254:80"]')
+    assert main(["resolve", "file:mixed.json", "static:169.254.0.9:80"]) == 0
+    told = capsys.readouterr().out
+    assert "169.254.169.254:80" not in told
+    assert "169.254.0.9:80" in told  # what is written down itself is meant
+    assert "warning: 1 left out, since no resolver may send us there: 169.254.169.254\n2 endpoints" in told
+    (folder / "bad.json").write_text('["[::ffff:169.254.169.254]:80"]')
+    assert main(["resolve", "file:bad.json"]) == 1
+    assert "none of its endpoints may be called: 1 left out" in capsys.readouterr().err
+
+
 def test_an_empty_answer_is_one(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "none.json").write_text("[]")
     assert main(["resolve", "file:none.json"]) == 0

@@ -10,11 +10,14 @@ import base64
 import contextlib
 import json
 import logging
+import pickle
 import socketserver
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,16 +30,20 @@ from meshlib import (
     Breaker,
     ConfigError,
     ConsistentHash,
+    DeadlineExceeded,
     Endpoint,
     HealthCheck,
     Hedge,
     Mesh,
     Service,
     Timeout,
+    UnknownService,
     report,
 )
 from meshlib.cli import main
+from meshlib.discovery import Resolution
 from meshlib.ext.wsgi import status_app
+from meshlib.registry.entry import Entry
 from meshlib.testing import Upstream, upstreams
 from served import served
 from telemetry.seen import Seen
@@ -77,8 +84,8 @@ MALFORMED = (
 """Answers that break, one after the other."""
 
 HAPPENS = {
-    *("first", "retry", "hedge"),
-    *("ConnectError", "DeadlineExceeded", "LocalProtocolError", "RemoteProtocolError", "UnknownService", "ConfigError"),
+    *("first", "retry", "hedge", "IdentityError"),
+    *("DeadlineExceeded", "LocalProtocolError", "RemoteProtocolError", "UnknownService", "ConfigError"),
     *("DiscoveryStale", "Ejected", "EndpointAdded", "HealthChanged", "PanicBegan"),
 }
 
@@ -286,6 +293,78 @@ def test_T3_no_secret_is_told_anywhere(
     assert {f"log meshlib.{room}" for room in ("discovery", "breaker")} <= {each for each, _ in told.said}
     key = Path(certificate).read_text().splitlines()
     assert told.leaks(*key[1:3]) == []
+
+
+@dataclass
+class Own:
+    """A resolver whose maker did not think of its repr."""
+
+    token: str
+
+    async def resolve(self, service: str, previous: Resolution | None) -> Resolution:
+        raise NotImplementedError
+
+
+def test_T3_no_error_and_no_repr_shows_credentials_that_stand_where_they_should_not(told: Told) -> None:
+    # The guards: `validation.shown`, `Service.__repr__`, `policy._is_path` (or a repr would show a key), and
+    # `repr=False` of fields that hold queries.
+    url = f"consul://{USER}:{PASSWORD}@h/x?{QUERY}"
+    mesh = Mesh(Service("orders", ["127.0.0.1:1"]))
+    pem = f"-----BEGIN PRIVATE KEY-----\n{secret('pem')}\n"
+    own: Any = Own(secret("own"))
+    mistakes: list[Callable[[], object]] = [
+        lambda: Service(url, "orders"),
+        lambda: Service("orders", url),
+        lambda: Service("orders", [url]),
+        lambda: Service("orders", "static:a:1", scheme=url),
+        lambda: Service("orders", "static:a:1", tls=TLS(server_name=url)),
+        lambda: Service("orders", "static:a:1", balancer=url),  # type: ignore[arg-type]
+        lambda: Mesh(url),  # type: ignore[arg-type]
+        lambda: Mesh(own),
+        *(partial(TLS, **{"cert": "/nowhere", setting: pem}) for setting in ("verify", "cert", "key")),
+        lambda: TLS(server_name=pem),
+        lambda: HealthCheck(f"x?{QUERY}"),
+        lambda: ConsistentHash(key=url),
+        lambda: mesh.client(url),
+        lambda: mesh.call(url),
+        lambda: mesh.eject(url, "127.0.0.1:1"),
+        lambda: mesh.eject("orders", url),
+        lambda: mesh.register(url, port=1),
+        lambda: mesh.register("orders", port=1, at=url),
+        lambda: mesh.register("orders", port=1, check_path=f"x?{QUERY}"),
+        lambda: Endpoint(url, 1),
+        lambda: Endpoint.parse(url),
+    ]
+    for mistake in mistakes:
+        with pytest.raises((ConfigError, UnknownService)) as caught:
+            mistake()
+        told.hear("error", "".join(traceback.format_exception(caught.value)), caught.value)
+    told.hear("repr", Service("orders", own), Entry("orders", port=1, check_path=f"/x?{QUERY}"))
+    assert len(told.said) >= 2 * len(mistakes)
+    assert told.leaks() == []
+
+
+@pytest.mark.parametrize("name", [f"http://{USER}:{PASSWORD}@h/", f"http://{USER}:a {WORD}@h/", f"h/?{QUERY}"])
+def test_T3_an_unknown_service_keeps_no_password_in_any_form(name: str) -> None:
+    # The guard: `UnknownService.name` is `bare`.
+    with pytest.raises(UnknownService) as caught:
+        Mesh(Service("orders", ["127.0.0.1:1"])).client(name)
+    assert WORD not in str(vars(caught.value)) + str(caught.value)
+    assert WORD.encode() not in pickle.dumps(caught.value)
+    assert caught.value.name.endswith(("@h/", "h/?..."))
+
+
+def test_T3_an_error_of_ours_is_pickled_without_its_request() -> None:
+    # The guard: `MeshError.__reduce__`.
+    mesh = Mesh(Service("orders", ["127.0.0.1:1"], timeout=Timeout(total=1e-6)))
+    with mesh.client("orders") as client, pytest.raises(DeadlineExceeded) as caught:
+        client.post(f"/?{QUERY}", headers=HEADERS, content=BODY)
+    pickled = pickle.dumps(caught.value)
+    assert WORD.encode() not in pickled
+    again = pickle.loads(pickled)
+    assert (type(again), str(again), again.__notes__) == (DeadlineExceeded, str(caught.value), caught.value.__notes__)
+    assert report(again).service == "orders"
+    assert caught.value.request.headers["authorization"]
 
 
 def _until_refused(consuls: list[Playing]) -> None:

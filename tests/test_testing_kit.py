@@ -340,6 +340,21 @@ def test_endpoints_that_are_set_are_called_at_once(no_leaks: None, fleet: list[U
         assert time.monotonic() - started < 5
 
 
+def test_D5_endpoints_that_are_refused_are_answered_once(no_leaks: None) -> None:
+    # The guard: `_is_refused`; without it they are answered again and again, and `set` waits in vain.
+    resolver = ManualResolver(["127.0.0.1:9"])
+    with Mesh(Service("orders", resolver)) as mesh:
+        mesh.wait_ready(5)
+        began = time.monotonic()
+        resolver.set(["169.254.169.254:80"])
+        assert time.monotonic() - began < 4
+        found = mesh.snapshot()["orders"]
+        assert [node.endpoint for node in found.nodes] == ["127.0.0.1:9"]
+        assert "none of its endpoints may be called" in str(found.warnings)
+        resolver.set(["127.0.0.1:10"])
+        assert [node.endpoint for node in mesh.snapshot()["orders"].nodes] == ["127.0.0.1:10"]
+
+
 def test_an_error_of_the_resolver_keeps_what_was_known(upstream: Upstream, no_leaks: None) -> None:
     resolver = ManualResolver([upstream.address])
     with Mesh(Service("orders", resolver), Service("again", resolver)) as mesh, mesh.client("orders") as client:

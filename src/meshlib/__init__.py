@@ -16,6 +16,7 @@ from meshlib.endpoint import Endpoint
 from meshlib.errors import (
     ConfigError,
     DeadlineExceeded,
+    IdentityError,
     MeshError,
     NoEndpoints,
     Overloaded,
@@ -46,6 +47,7 @@ __all__ = [
     "Endpoint",
     "HealthCheck",
     "Hedge",
+    "IdentityError",
     "LeastRequest",
     "Limit",
     "Mesh",

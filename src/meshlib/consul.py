@@ -12,7 +12,6 @@ import asyncio
 import json
 import os
 import socket
-import ssl
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from http import HTTPStatus
@@ -30,7 +29,7 @@ from meshlib.transport.network import Bounded, Dial
 from meshlib.transport.network_asyncio import AsyncioStream, connect
 from meshlib.transport.once import ask
 from meshlib.transport.tls import context_for
-from meshlib.validation import ConfigError, Fault, check, instance, ruled, whole
+from meshlib.validation import ConfigError, Fault, check, instance, ruled, shown, whole
 
 __all__ = ["Answer", "ConsulAgent", "ConsulError"]
 
@@ -111,7 +110,7 @@ class ConsulAgent:
         lambda value: None if value in ("http", "https") else "must be 'http' or 'https'", default="http"
     )
     ca_file: str = ruled(instance(str, "'/etc/consul/ca.pem'"), default="")
-    token_file: str = ruled(instance(str, "'/run/secrets/consul'"), default="")
+    token_file: str = ruled(instance(str, "'/run/secrets/consul'"), default="", repr=False)
 
     def __post_init__(self) -> None:
         try:
@@ -187,13 +186,13 @@ class ConsulAgent:
 
     async def _connect(self) -> AsyncioStream:
         """A connection to the first of its addresses that takes one."""
-        loop, context = asyncio.get_running_loop(), self._context()
+        loop, tls = asyncio.get_running_loop(), self._tls()
         bounds = Bounded(loop.time, loop.time() + CONNECT_WITHIN)
         last: Exception = httpcore.ConnectTimeout(f"no address of {self.host} was found in time")
         for left, address in await self._addresses(loop, bounds.deadline):
             share = (bounds.deadline - loop.time()) / left  # so that one which does not answer leaves time for the next
             try:
-                return await connect(Dial(address, self.port, context, self.host), share, bounds)
+                return await connect(Dial(address, self.port, tls, self.host), share, bounds)
             except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
                 last = error
         raise last
@@ -207,19 +206,21 @@ class ConsulAgent:
             return []
         return [(len(found) - number, str(address[0])) for number, (*_, address) in enumerate(found)]
 
-    def _context(self) -> ssl.SSLContext | None:
+    def _tls(self) -> TLS | None:
         if self.scheme == "http":
             return None
         bundle = self.ca_file or os.environ.get("CONSUL_CACERT") or "system"
         try:
-            return context_for(TLS(verify=bundle))
+            context_for(tls := TLS(verify=bundle))
         except ConfigError as error:
-            raise ConsulError(f"the certificates in {bundle!r} cannot be used ({error.__cause__})") from error
+            reason = error.__cause__ or error
+            raise ConsulError(f"the certificates in {shown(bundle)} cannot be used ({reason})") from error
+        return tls
 
     def _token(self) -> str:
         """The token of this moment, or "" if there is none."""
         if file := self.token_file or os.environ.get("CONSUL_HTTP_TOKEN_FILE", ""):
-            token, where = _content(file), f"the token file {file!r}"
+            token, where = _content(file), _named(file)
             if not token:
                 raise ConsulError(f"{where} is empty")  # without a token, Consul would answer that there is nothing
         else:
@@ -229,16 +230,21 @@ class ConsulAgent:
         return token
 
 
+def _named(file: str) -> str:
+    """A token file in an error. What has no folder may be the token itself, written where the file belongs."""
+    return f"the token file {file!r}" if "/" in file or os.sep in file else "the token file"
+
+
 def _content(file: str) -> str:
     path = Path(file)
     try:
         if path.exists() and not path.is_file():
-            raise ConsulError(f"the token file {file!r} is not a file")  # a pipe would hold everything up
+            raise ConsulError(f"{_named(file)} is not a file")  # a pipe would hold everything up
         with path.open(encoding="utf-8") as opened:
             return opened.read(LARGEST_TOKEN + 2).strip()
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not text"
-        raise ConsulError(f"the token file {file!r} cannot be read ({reason})") from None
+        raise ConsulError(f"{_named(file)} cannot be read ({reason})") from None
 
 
 async def _whole(pieces: AsyncBody) -> bytes:

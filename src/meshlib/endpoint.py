@@ -19,6 +19,8 @@ Place = tuple[str, int]
 """Where an endpoint listens, (host, port): what identifies a node over every change of its weight or metadata."""
 
 _PORT = re.compile(r"[0-9]{1,5}\Z")
+_NUMBER = re.compile(r"(?:[0-9]+|0x[0-9a-f]*)\Z")
+"""The last part of what other programs take for an IPv4 address, in one of its odd spellings: `127.1`, `0x7f000001`."""
 _SCOPE = re.compile(r"[A-Za-z0-9._-]*\Z")
 
 
@@ -109,8 +111,8 @@ def _normal_host(host: Any) -> str:
     if (address := _address(bare)) is not None:
         return str(address)
     name = host.lower().removesuffix(".")
-    looks_numeric = name.rpartition(".")[2].isdigit()
-    return name if not looks_numeric and is_host_name(name) else ""
+    looks_numeric = _NUMBER.match(name.rpartition(".")[2])
+    return name if looks_numeric is None and is_host_name(name) else ""
 
 
 def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:

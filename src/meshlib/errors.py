@@ -8,15 +8,18 @@ which is not an error of a call and so lives beside the rules, in `meshlib.valid
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import httpx
 
-from meshlib.validation import ConfigError, Fault
+from meshlib.plain import plain
+from meshlib.validation import ConfigError, Fault, bare, shown
 
 __all__ = [
     "ConfigError",
     "DeadlineExceeded",
     "Fault",
+    "IdentityError",
     "MeshError",
     "NoEndpoints",
     "Overloaded",
@@ -28,19 +31,24 @@ __all__ = [
 class MeshError(httpx.TransportError):
     """A call that meshlib could not make or finish. An `httpx.TransportError`, so existing handlers see it."""
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Without the request, which httpx puts there: its headers and its body are nobody's who reads a pickle.
+        told = {name: value for name, value in vars(self).items() if name != "_request"}
+        return type(self), self.args, told
+
 
 class UnknownService(MeshError):
     """The URL's host is not a declared service.
 
     Args:
-        name: the host that was asked for.
+        name: the host that was asked for. If it is a whole URL, nothing is kept that may be a password in it.
         known: the declared names.
         hint: what to do about it, where more is known than the name.
     """
 
     def __init__(self, name: str, known: Iterable[str] = (), hint: str = "") -> None:
-        self.name, self.known, self.hint = name, tuple(sorted(known)), hint
-        super().__init__(f"no service {name!r} in this mesh{_pointer(name, self.known, hint)}")
+        self.name, self.known, self.hint = bare(name), tuple(sorted(known)), hint
+        super().__init__(f"no service {plain(shown(name))} in this mesh{_pointer(name, self.known, hint)}")
 
     def __reduce__(self) -> tuple[type[UnknownService], tuple[str, tuple[str, ...], str]]:
         return type(self), (self.name, self.known, self.hint)
@@ -56,6 +64,13 @@ class ResolveError(MeshError):
 
 class Overloaded(MeshError):
     """The call was refused here, before anything was sent: by the service's `Throttle`, or by its `Limit`."""
+
+
+class IdentityError(MeshError):
+    """No endpoint proved to be who it should be: the certificate of the last one tried is not valid, or another's.
+
+    Nothing was sent to it. It is no `httpx.ConnectError`: somebody was there.
+    """
 
 
 class DeadlineExceeded(MeshError, httpx.TimeoutException):

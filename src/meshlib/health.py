@@ -30,6 +30,7 @@ from meshlib.transport.network_asyncio import AsyncioStream, connect
 from meshlib.transport.once import ask
 from meshlib.transport.ready import Ready
 from meshlib.transport.stack import dial_to
+from meshlib.transport.tls import IdentityError
 
 if TYPE_CHECKING:
     from meshlib.control import Control
@@ -200,7 +201,8 @@ async def check(service: Service, settings: HealthCheck, endpoint: Endpoint) -> 
     except (httpcore.NetworkError, httpcore.RemoteProtocolError, httpcore.TimeoutException) as error:
         if isinstance(error.__cause__, OSError) and error.__cause__.errno in OURS:
             return None
-        told = error.__cause__ if isinstance(error, httpcore.ConnectError) else error
+        is_plain = not isinstance(error, httpcore.ConnectError) or isinstance(error, IdentityError)
+        told = error if is_plain else error.__cause__
         finding = Finding(False, type(told).__name__)
     else:
         finding = Finding(status in settings.expect, f"status {status}")

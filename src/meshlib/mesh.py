@@ -51,6 +51,8 @@ class Mesh:
 
     Args:
         services: the services that may be called.
+        passthrough: whether requests to other hosts go out as plain httpx would send them, instead of raising
+            `UnknownService`. Default False.
         zone: where this process is. Endpoints of the same zone are called before others of their priority, while at
             least half of them may be. Default none: zones do not count.
         inner: makes the transport for an endpoint, in place of meshlib's own connections: an `httpx.BaseTransport` for
@@ -76,6 +78,7 @@ class Mesh:
     def __init__(
         self,
         *services: Service,
+        passthrough: bool = False,
         zone: str = "",
         inner: Callable[[Endpoint], Any] | None = None,
         send_deadline: bool = True,
@@ -89,7 +92,8 @@ class Mesh:
     ) -> None:
         from meshlib.upkeep import Upkeep
 
-        _check(services, zone, spans)
+        _check(services, zone, spans, passthrough, inner)
+        self._passthrough = passthrough
         self._clock = clock
         self._zone = zone
         self._inner = inner
@@ -210,12 +214,20 @@ class Mesh:
 
     def transport(self) -> httpx.BaseTransport:
         """A transport for any `httpx.Client`. Its connections are its own; closing the client closes them."""
+        if self._passthrough:
+            from meshlib.transport.passthrough import PassingTransport
+
+            return PassingTransport(self._router())
         from meshlib.transport.sync import MeshTransport
 
         return MeshTransport(self._router())
 
     def async_transport(self) -> httpx.AsyncBaseTransport:
         """A transport for any `httpx.AsyncClient`; see `transport`."""
+        if self._passthrough:
+            from meshlib.transport.passthrough import AsyncPassingTransport
+
+            return AsyncPassingTransport(self._router())
         from meshlib.transport.aio import AsyncMeshTransport
 
         return AsyncMeshTransport(self._router())
@@ -308,7 +320,7 @@ class Mesh:
         """
         from meshlib.rollout import roll_out
 
-        _check(services, self._zone, "both")
+        _check(services, self._zone, "both", self._passthrough, self._inner)
         with self._changing:
             concerned = roll_out(services, self._clusters, self._cluster_of, self._upkeep, self._clock())
         self._upkeep.deliver(*concerned)
@@ -495,12 +507,24 @@ class Mesh:
         return found
 
 
-def _check(services: tuple[Any, ...], zone: Any, spans: Any) -> None:
+_UNSEEN = Fault("tls", "must not ask for a SPIFFE id beside Mesh(inner=...), whose connections nobody could look at")
+
+
+def _asks_for_id(service: Any) -> bool:
+    tls = service.tls if isinstance(service, Service) else None
+    return tls is not None and (tls.spiffe_id is not None or tls.trust_domain is not None)
+
+
+def _check(services: tuple[Any, ...], zone: Any, spans: Any, passthrough: Any, inner: Any) -> None:
     faults: list[Fault] = []
+    if not isinstance(passthrough, bool):
+        faults.append(Fault("passthrough", f"must be True or False, got {passthrough!r}"))
     if not isinstance(zone, str):
         faults.append(Fault("zone", f"must be text, for example 'eu-west-1a', got {zone!r}"))
     if spans not in SPANS:
         faults.append(Fault("spans", f"must be one of {', '.join(map(repr, SPANS))}, got {spans!r}"))
     faults += faults_among(services)
+    if inner is not None:
+        faults += (_UNSEEN.under(f"services.{each.name}") for each in services if _asks_for_id(each))
     if faults:
         raise ConfigError(faults)

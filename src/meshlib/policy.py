@@ -25,6 +25,7 @@ from meshlib.validation import (
     optional,
     ruled,
     seconds,
+    trust_domain_of,
     whole,
 )
 
@@ -317,14 +318,18 @@ class Connections(_Checked):
 class TLS(_Checked):
     """How a service is spoken to over TLS.
 
-    The name in the certificate is checked against `server_name`, else the service's name, never the address.
+    The name in the certificate is checked against `server_name`, else the service's name, never the address; or its
+    SPIFFE id is, if one is asked for. The files may be replaced at any time: new connections use what they hold then.
 
     Args:
         verify: whom to trust: `"system"` (default), the path of a bundle of certificates, or an `ssl.SSLContext` of
             your own, which is then used as it is.
-        server_name: the name that the endpoints' certificates carry. Default the service's name.
+        server_name: the name that the endpoints' certificates carry, which is asked for in the handshake. Default the
+            service's name.
         cert: path of our own certificate, for services that ask for one.
         key: path of its key, if that is not in the same file.
+        spiffe_id: the SPIFFE id that the endpoints' certificates carry, in place of a name.
+        trust_domain: the same for any SPIFFE id of this trust domain.
         min_version: `"1.2"` (default) or `"1.3"`.
 
     Raises:
@@ -333,13 +338,15 @@ class TLS(_Checked):
 
     verify: str | SSLContext = ruled(
         lambda value: (
-            None if isinstance(value, str | SSLContext) and value else "must be 'system', a path or a context"
+            None if isinstance(value, SSLContext) or _is_path(value) else "must be 'system', a path or a context"
         ),
         default="system",
     )
     server_name: str | None = ruled(lambda value: _optional_host(value), default=None)
-    cert: str | None = ruled(lambda value: _optional_text(value, "a path"), default=None)
-    key: str | None = ruled(lambda value: _optional_text(value, "a path"), default=None)
+    cert: str | None = ruled(lambda value: _optional_path(value), default=None)
+    key: str | None = ruled(lambda value: _optional_path(value), default=None)
+    spiffe_id: str | None = ruled(lambda value: _optional_spiffe_id(value), default=None)
+    trust_domain: str | None = ruled(lambda value: _optional_trust_domain(value), default=None)
     min_version: str = ruled(choice("1.2", "1.3"), default="1.2")
 
     def __post_init__(self) -> None:
@@ -348,12 +355,38 @@ class TLS(_Checked):
             faults.append(Fault("tls.cert", "must be given with a key, got none"))
         if isinstance(self.verify, SSLContext) and (self.cert is not None or self.min_version != "1.2"):
             faults.append(Fault("tls.verify", "must not be a context beside cert, key or min_version: set them in it"))
+        if self.spiffe_id is not None and self.trust_domain is not None:
+            faults.append(Fault("tls.trust_domain", "must be left out where spiffe_id is given"))
+        is_spiffe = self.spiffe_id is not None or self.trust_domain is not None
+        if is_spiffe and isinstance(self.verify, SSLContext) and self.verify.check_hostname:
+            faults.append(
+                Fault("tls.verify", "must be a context without check_hostname where a SPIFFE id is asked for")
+            )
         check(self, faults)
 
 
 def _optional_host(value: Any) -> str | None:
     usable = value is None or (isinstance(value, str) and is_host_name(value))
     return None if usable else "must be a host name or None"
+
+
+def _optional_spiffe_id(value: Any) -> str | None:
+    usable = value is None or (isinstance(value, str) and trust_domain_of(value) is not None)
+    return None if usable else "must be a SPIFFE id, for example 'spiffe://mesh.test/orders'"
+
+
+def _optional_trust_domain(value: Any) -> str | None:
+    usable = value is None or (isinstance(value, str) and trust_domain_of(f"spiffe://{value}/x") == value)
+    return None if usable else "must be a trust domain, for example 'mesh.test'"
+
+
+def _is_path(value: Any) -> bool:
+    """Whether it may be a path: what a file holds is none, and would be shown wherever the setting is."""
+    return isinstance(value, str) and bool(value) and "-----BEGIN" not in value
+
+
+def _optional_path(value: Any) -> str | None:
+    return None if value is None or _is_path(value) else "must be a path or None"
 
 
 def _optional_text(value: Any, what: str) -> str | None:

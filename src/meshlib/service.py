@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, fields
 from typing import TYPE_CHECKING, Any, cast
 
 from meshlib.core.balance import Balancer
@@ -25,6 +25,7 @@ from meshlib.validation import (
     optional,
     ruled,
     seconds,
+    shown,
     whole,
 )
 
@@ -84,6 +85,14 @@ class Service:
     min_healthy: int = ruled(whole(at_least=1), default=1)
     max_stale: float = seconds(3600.0)
 
+    def __repr__(self) -> str:
+        # Of a resolver that is not ours no more than the type: its own repr may show a token.
+        told = {each.name: repr(getattr(self, each.name)) for each in fields(self) if each.repr}
+        kind = type(self.resolver)
+        if kind.__module__.partition(".")[0] != "meshlib":
+            told["resolver"] = f"<{kind.__name__}>"
+        return f"Service({', '.join(f'{name}={value}' for name, value in told.items())})"
+
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not _NAME.match(self.name) or not is_host_name(self.name):
             raise ConfigError([Fault("service.name", _bad_name(self.name))])
@@ -139,7 +148,7 @@ def _listed(entries: list[Any]) -> Resolver:
 
 def _bad_name(name: Any) -> str:
     meant = f"; did you mean {name.lower()!r}?" if isinstance(name, str) and _NAME.match(name.lower()) else ""
-    return f"must be a host name in lower case, for example 'orders', got {name!r}{meant}"
+    return f"must be a host name in lower case, for example 'orders', got {shown(name)}{meant}"
 
 
 def _balancer(value: Any) -> str | None:
@@ -160,7 +169,8 @@ def faults_among(services: Iterable[Any]) -> list[Fault]:
     for position, service in enumerate(services):
         if not isinstance(service, Service):
             example = "Service('orders', ['10.0.0.1:8080'])"
-            faults.append(Fault(f"services[{position}]", f"must be a Service, for example {example}, got {service!r}"))
+            given = shown(service) if isinstance(service, str) else f"an object of type {type(service).__name__}"
+            faults.append(Fault(f"services[{position}]", f"must be a Service, for example {example}, got {given}"))
             continue
         if service.name in names:
             faults.append(Fault(f"services.{service.name}", "must be declared once"))

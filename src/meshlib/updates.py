@@ -145,7 +145,7 @@ class Updates:
             return  # this is not asked any more
         now = self._clock()
         cluster.warnings = found.warnings
-        cluster.asked(found.answers, found.errors, found.holds_until)
+        cluster.asked(found.answers, found.errors, found.holds_until, found.dropped)
         cluster.set_trouble(found.trouble, now)
         endpoints = found.endpoints
         if endpoints is None and cluster.is_known and now - followed.since > cluster.service.max_stale:

@@ -23,6 +23,35 @@ Rule = Callable[[Any], str | None]
 _LABELS = re.compile(r"(?!-)[a-z0-9_-]{1,63}(?<!-)(\.(?!-)[a-z0-9_-]{1,63}(?<!-))*\Z")
 
 
+_SPIFFE_ID = re.compile(r"spiffe://([a-z0-9._-]{1,255})(?:/(?!\.{1,2}(?:/|\Z))[A-Za-z0-9._-]+)+\Z")
+_LONGEST_SPIFFE_ID = 2048
+
+_WORD = re.compile(r"[^\s'\"]+")
+_USER = re.compile(r"//[^/?#]*@")
+_QUERY = re.compile(r"\?[^\s'\"]*")
+
+
+def shown(value: Any) -> str:
+    """A value that a setting was given, for an error: nothing of it that may be a password, a query or a key."""
+    text = repr(value)
+    if "-----BEGIN" in text:
+        return "what looks like a certificate or a key itself"
+    return bare(text)
+
+
+def bare(text: str) -> str:
+    """A text without what may be a user, a password or a query of a URL in it."""
+    if "@" in text:
+        text = _WORD.sub(_without_user, _USER.sub("...@", text))
+    return _QUERY.sub("?...", text)
+
+
+def _without_user(word: re.Match[str]) -> str:
+    # Not by a pattern for all of it: on a long word that would take the square of its length.
+    user, at, rest = word[0].rpartition("@")
+    return f"...@{rest}" if at and ":" in user else word[0]
+
+
 @dataclass(frozen=True, slots=True)
 class Fault:
     """One complaint about one setting.
@@ -72,7 +101,7 @@ def check(settings: Any, extra: Iterable[Fault] = ()) -> None:
     for each in fields(settings):
         rule: Rule | None = each.metadata.get("rule")
         if rule is not None and (wrong := rule(value := getattr(settings, each.name))) is not None:
-            faults.append(Fault(f"{type(settings).__name__.lower()}.{each.name}", f"{wrong}, got {value!r}"))
+            faults.append(Fault(f"{type(settings).__name__.lower()}.{each.name}", f"{wrong}, got {shown(value)}"))
     if faults:
         raise ConfigError(faults)
 
@@ -170,3 +199,9 @@ def seconds(default: float) -> Any:
 def is_host_name(text: str) -> bool:
     """Whether `text` is a host name in lower case: labels of at most 63 letters, digits, `-` and `_`, 253 in all."""
     return len(text) <= 253 and _LABELS.match(text) is not None
+
+
+def trust_domain_of(spiffe_id: str) -> str | None:
+    """The trust domain of a workload's SPIFFE id, as the standard wants it written; None if it is none."""
+    found = _SPIFFE_ID.match(spiffe_id) if len(spiffe_id) <= _LONGEST_SPIFFE_ID else None
+    return None if found is None else found[1]

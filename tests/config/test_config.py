@@ -183,7 +183,7 @@ def test_every_fault_is_told_at_once_in_the_order_of_the_file() -> None:
         "service: must not be there; did you mean 'services'? (known: mesh, services)",
         "mesh.zone: must be a str, for example 'eu-west-1a', got 3",
         "mesh.send_deadlines: must not be there; did you mean 'send_deadline'? "
-        "(known: zone, send_deadline, spans, endpoint_attributes, call_duration)",
+        "(known: passthrough, zone, send_deadline, spans, endpoint_attributes, call_duration)",
         "services.orders.balancer: must be one of peak_ewma, least_request, round_robin, random, consistent_hash, "
         "got 'least-request'; did you mean 'least_request'?",
         "services.orders.timeout.total: must be > 0, got 0",

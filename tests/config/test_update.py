@@ -26,6 +26,7 @@ from meshlib import (
     Endpoint,
     HealthCheck,
     Hedge,
+    IdentityError,
     LeastRequest,
     Limit,
     Mesh,
@@ -617,7 +618,7 @@ def test_S2_idle_connections_close_with_another_tls(colour: Colour, certificates
                 while upstream.stats()["connections_open"] != 1:
                     await anyio.sleep(0.01)
             mesh.update(Service("orders", [upstream.address], tls=TLS(verify="system")))
-            with pytest.raises(httpx.ConnectError):
+            with pytest.raises(IdentityError):
                 await client.get("/")
 
         colour.run(mesh, script)

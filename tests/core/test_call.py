@@ -19,6 +19,7 @@ from meshlib.core.node import Node
 from meshlib.core.outcome import End
 
 NO_SLOT = broke(End.no_slot, sent=False, error="PoolTimeout")
+STRANGER = broke(End.identity, sent=False, error="IdentityError")
 CONNECT_TIMEOUT = broke(End.timeout, sent=False, error="ConnectTimeout", lasts=1.0)
 TIMEOUT = broke(End.timeout, error="ReadTimeout", lasts=1.0)
 CANCELLED = broke(End.caller, error="CancelledError")
@@ -31,6 +32,7 @@ FAILURE, SUCCESS, NOTHING = 2, 0, 1
 TABLE = [
     ("refused", REFUSED, "not_sent", FAILURE),
     ("connect timeout", CONNECT_TIMEOUT, "not_sent", FAILURE),
+    ("somebody else", STRANGER, "not_sent", FAILURE),
     ("no slot", NO_SLOT, "not_sent", NOTHING),
     ("lost after the first byte", LOST, "failed", FAILURE),
     ("attempt timeout", TIMEOUT, "failed", FAILURE),
@@ -426,6 +428,20 @@ def test_C8_it_is_free_once_the_second_time_it_is_a_retry_like_any_other() -> No
     assert stage.play([STALE, STALE, UNAVAILABLE, UNAVAILABLE]).kinds == ["first", "transparent", "retry", "retry"]
     assert stage.tokens == 500 - 2 * 14
     assert Stage(3, retry=Retry(max_attempts=1)).play([STALE, STALE]).kinds == ["first", "transparent"]
+
+
+@pytest.mark.parametrize("repeatable", [False, True])
+def test_S2_who_is_somebody_else_gets_no_second_attempt_of_a_call(repeatable: bool) -> None:
+    """Misses both uses of `Attempt.met_stranger`; one of them is enough, and the other spares a wait for nothing."""
+    assert Stage(1).play([STRANGER], repeatable=repeatable).kinds == ["first"]
+    assert Stage(2).play([STRANGER, OK], repeatable=repeatable).kinds == ["first", "failover"]
+    assert Stage(2).play([STRANGER, STRANGER], repeatable=repeatable).places == [1, 2]
+
+
+def test_S2_the_others_are_tried_again_and_the_stranger_is_not() -> None:
+    """Misses `strangers` in `choosing.anywhere`."""
+    assert Stage(2).play([STRANGER, UNAVAILABLE, UNAVAILABLE, UNAVAILABLE]).places == [1, 2, 2, 2]
+    assert Stage(2).play([UNAVAILABLE, STRANGER, OK]).places == [1, 2, 1]
 
 
 def test_C8_is_free_even_when_the_budget_is_dry() -> None:

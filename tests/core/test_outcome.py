@@ -21,7 +21,8 @@ def test_a_status_beyond_5xx_is_ok(status: int) -> None:
 @pytest.mark.parametrize(
     ("end", "sent", "outcome"),
     [
-        (End.lost, False, Outcome.not_sent),  # refused, TLS identity
+        (End.lost, False, Outcome.not_sent),  # refused
+        (End.identity, False, Outcome.not_sent),
         (End.lost, True, Outcome.failed),
         (End.stale, False, Outcome.not_sent),
         (End.stale, True, Outcome.failed),

@@ -346,10 +346,11 @@ def test_D4_entries_that_say_too_little_are_left_out_and_told() -> None:
         entry(8005, Address="http://x/"),
         {"Node": {}},
         entry(8006) | {"Checks": [1]},
+        entry(8007) | {"Checks": 1},
     ]
     (got,), _ = ask(answer(*bad, entry(8001), entry(8001, Weights={"Passing": 9})))
     assert [(str(endpoint), endpoint.weight) for endpoint in got.endpoints] == [("127.0.0.1:8001", 1)]
-    assert got.warnings == ("6 of its instances left out: 'web-0' has no port",)
+    assert got.warnings == ("7 of its instances left out: 'web-0' has no port",)
 
 
 def test_D4_an_empty_answer_is_an_answer_and_tells_of_the_token(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -461,6 +462,15 @@ def test_D4_a_token_file_that_cannot_be_used_is_an_error_of_the_query(
     assert "sec" not in str(error).replace(str(file), "")
 
 
+@pytest.mark.parametrize("by", ["the URL", "the environment"])
+def test_T3_a_token_in_the_place_of_its_file_is_not_told(monkeypatch: pytest.MonkeyPatch, by: str) -> None:
+    # The guards: `consul._named`, and `repr=False` of `ConsulAgent.token_file`.
+    monkeypatch.setenv("CONSUL_HTTP_TOKEN_FILE", TOKEN if by == "the environment" else "")
+    url = f"/web?token_file={TOKEN}" if by == "the URL" else "/web"
+    assert str(refusal(at(7), url=url)) == "the token file cannot be read (No such file or directory)"
+    assert TOKEN not in repr(Consul.from_url(f"consul://h{url}"))
+
+
 def test_D4_a_token_file_that_is_a_pipe_holds_nothing_up(tmp_path: Path) -> None:
     assert "is not a file" in str(refusal(at(7), url=f"/web?token_file={tmp_path}"))
 
@@ -489,10 +499,14 @@ def test_D4_https_is_verified_by_ca_file_or_the_environment(
     async def main() -> None:
         async with FaultyConsul(at(7), tls=context) as faulty:
             url = f"consul+https://{faulty.address}/web"
-            with pytest.raises(ConsulError, match="CERTIFICATE_VERIFY_FAILED"):
+            with pytest.raises(ConsulError, match=r"IdentityError: .* certificate verify failed"):
                 await Consul.from_url(url).resolve("web", None)
             with pytest.raises(ConsulError, match="'/none' cannot be used"):
                 await Consul.from_url(f"{url}?ca_file=/none").resolve("web", None)
+            monkeypatch.setenv("CONSUL_CACERT", bundle.read_text())
+            with pytest.raises(ConsulError, match="what looks like a certificate") as caught:
+                await Consul.from_url(url).resolve("web", None)
+            assert "-----BEGIN" not in str(caught.value)
             assert places(await Consul.from_url(f"{url}?ca_file={bundle}").resolve("web", None))
             monkeypatch.setenv("CONSUL_CACERT", str(bundle))
             assert places(await Consul.from_url(url).resolve("web", None))

@@ -24,6 +24,9 @@ from meshlib.errors import ConfigError, ResolveError
 
 SRV = "_http._tcp.users.internal"
 
+BOUND = 30.0
+"""Seconds after which a resolver is taken for one that never answers."""
+
 
 @pytest.fixture
 def server(no_leaks: None) -> Iterator[ToyDns]:
@@ -60,7 +63,7 @@ def behind(server: ToyDns, **settings: bool) -> DnsSrv:
 
 
 def resolve(resolver: Resolver, previous: Resolution | None = None) -> Resolution:
-    return asyncio.run(resolver.resolve("users", previous))
+    return asyncio.run(asyncio.wait_for(resolver.resolve("users", previous), BOUND))
 
 
 def error_of(resolver: Resolver, previous: Resolution | None = None) -> str:

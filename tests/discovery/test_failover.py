@@ -62,6 +62,11 @@ def test_a_url_is_split_before_anything_else_is_read() -> None:
     assert resolver.source.startswith("failover:static:|file:/")
 
 
+def test_a_url_that_is_nested_without_end_is_a_fault() -> None:
+    with pytest.raises(ConfigError, match="must not be nested that deeply"):
+        Failover.from_url("failover:" * 5000 + "static:10.0.0.1:1")
+
+
 @pytest.mark.parametrize("bar", ["%7C", "%7c"])
 def test_a_bar_inside_a_part_is_escaped(bar: str) -> None:
     resolver = Failover.from_url(f"failover:failover:static:10.0.0.1:1{bar}static:10.0.0.1:2|static:10.0.0.1:3")

@@ -22,7 +22,7 @@ from seen import Seen
 
 from conftest import Colour
 from meshes import get_or_error, post_or_error, refusing
-from meshlib import ConfigError, Connections, Endpoint, Hedge, Limit, Mesh, Retry, Service, Timeout, options
+from meshlib import TLS, ConfigError, Connections, Endpoint, Hedge, Limit, Mesh, Retry, Service, Timeout, options
 from meshlib.discovery import Resolution
 from meshlib.telemetry import trail
 from meshlib.testing import Upstream
@@ -142,6 +142,16 @@ def test_T2_spans_says_which_there_are(spans: str, calls: int, attempts: int, tw
 def test_spans_must_be_one_of_four() -> None:
     with pytest.raises(ConfigError, match="spans: must be one of 'both', 'call', 'attempt', 'off', got 'all'"):
         Mesh(Service("orders", ["127.0.0.1:1"]), spans="all")  # type: ignore[arg-type]
+
+
+def test_S2_somebody_else_is_called_identity(colour: Colour, seen: Seen, certificates: tuple[str, str]) -> None:
+    bundle, certificate = certificates
+    with Upstream("a", cert=certificate) as stranger:
+        colour.run(seen.mesh(stranger, tls=TLS(verify=bundle, server_name="users")), post_or_error)
+    [attempt], [call] = seen.attempts, seen.calls
+    told = dict(attempt.attributes or {})
+    assert (told["error.type"], told["meshlib.attempt.outcome"]) == ("identity", "not_sent")
+    assert dict(call.attributes or {})["error.type"] == "identity"
 
 
 def test_T1_a_failover_says_what_was_wrong(colour: Colour, two: list[Upstream], seen: Seen) -> None:

@@ -10,8 +10,10 @@ import asyncio
 import contextlib
 import hashlib
 import os
+import re
 import socket
 import ssl
+import struct
 import subprocess
 import sys
 import threading
@@ -32,6 +34,7 @@ from meshlib import (
     TLS,
     ConfigError,
     DeadlineExceeded,
+    IdentityError,
     Mesh,
     Retry,
     RoundRobin,
@@ -218,10 +221,13 @@ def test_the_scheme_alone_turns_TLS_on_with_the_systems_authorities(
     colour: Colour, secure: Upstream, papers: Papers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tls_module, "_contexts", {})
-    assert isinstance(colour.run(mesh_of(secure, scheme="https", retry=ONCE), get_or_error), httpx.ConnectError)
+    assert isinstance(colour.run(mesh_of(secure, scheme="https", retry=ONCE), get_or_error), IdentityError)
     assert secure.log() == []
     monkeypatch.setattr(tls_module, "_contexts", {})
-    monkeypatch.setenv("SSL_CERT_FILE", papers.bundle)  # where OpenSSL finds the system's authorities
+    # Where OpenSSL finds the system's authorities, which is asked when the environment names another place.
+    monkeypatch.setenv("SSL_CERT_FILE", "/nowhere.pem")
+    paths = ssl.get_default_verify_paths()._replace(openssl_cafile=papers.bundle)
+    monkeypatch.setattr(ssl, "get_default_verify_paths", lambda: paths)
     assert colour.run(mesh_of(secure, scheme="https"), get).status_code == 200
 
 
@@ -269,11 +275,13 @@ def test_S2_nothing_is_sent_to_a_server_that_cannot_prove_its_name(
         error = colour.run(mesh, call)
         assert upstream.log() == []
         assert upstream.stats()["requests"] == 0
-    assert isinstance(error, httpx.ConnectError)
+    assert isinstance(error, IdentityError)
+    assert not isinstance(error, httpx.ConnectError), "somebody was there"
+    assert error.request.url.host == "orders"
     assert "certificate verify failed" in str(error)
-    assert {outcome for _, outcome in outcomes(error)} == {"not_sent"}
+    assert outcomes(error) == [("first", "not_sent")], "who is a stranger is one at the next try as well"
     [node] = mesh.snapshot()["orders"].nodes
-    assert (node.in_flight, node.failures) == (0, len(report(error).attempts))
+    assert (node.in_flight, node.failures) == (0, 1)
 
 
 def test_S2_another_name_may_be_asked_for(colour: Colour, papers: Papers) -> None:
@@ -334,7 +342,7 @@ def test_S2_a_warm_connection_does_not_vouch_for_another_service(
     async def script(client: httpx.AsyncClient) -> None:
         for _ in range(3):
             assert (await client.get("http://orders/")).status_code == 200
-            with pytest.raises(httpx.ConnectError):
+            with pytest.raises(IdentityError):
                 await client.get("http://users/")
 
     colour.run(mesh, script, service=None)
@@ -407,6 +415,7 @@ def test_without_a_good_client_certificate_a_call_fails_and_a_post_goes_once(
     mesh = mesh_of(demanding, tls=setting)
     error = colour.run(mesh, call)
     assert isinstance(error, httpx.NetworkError | httpx.RemoteProtocolError)
+    assert not isinstance(error, httpx.ConnectError), "it was connected"
     assert {outcome for _, outcome in outcomes(error)} == {"failed"}
     assert len(report(error).attempts) == (1 if call is post_or_error else 3)
     assert demanding.stats()["requests"] == 0
@@ -425,7 +434,8 @@ def test_in_TLS_1_2_a_missing_client_certificate_ends_the_handshake(
 # Contexts and their files
 
 
-def test_one_context_for_each_setting(papers: Papers) -> None:
+def test_one_context_for_each_setting(papers: Papers, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tls_module, "_contexts", {})
     cert, key = papers.client()
     made: list[ssl.SSLContext] = []
     barrier = threading.Barrier(8)
@@ -484,6 +494,7 @@ def broken(papers: Papers, folder: Path, what: str) -> tuple[str, TLS]:
         "junk for a bundle": ("verify", TLS(verify=str(junk))),
         "an empty bundle": ("verify", TLS(verify=str(empty))),
         "a folder for a bundle": ("verify", TLS(verify=str(folder))),
+        "what is no path": ("verify", TLS(verify="bundle\0.pem")),
         "no certificate": ("cert", papers.trusting(cert=str(missing), key=key)),
         "junk for a certificate": ("cert", papers.trusting(cert=str(junk), key=key)),
         "no key": ("cert", papers.trusting(cert=cert, key=str(missing))),
@@ -500,6 +511,7 @@ def broken(papers: Papers, folder: Path, what: str) -> tuple[str, TLS]:
         "junk for a bundle",
         "an empty bundle",
         "a folder for a bundle",
+        "what is no path",
         "no certificate",
         "junk for a certificate",
         "no key",
@@ -562,10 +574,10 @@ def test_a_key_with_a_pass_phrase_is_refused_and_not_asked_for(papers: Papers, t
         "    print(error)\n"
     )
     command = [sys.executable, "-c", program, cert, str(locked)]
+    pipes: Any = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("SSL_CERT_")}
     # Without a terminal OpenSSL asks on standard input: this one stays open and silent.
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
-    ) as process:
+    with subprocess.Popen(command, **pipes, env=environment, start_new_session=True) as process:
         assert process.stdout is not None
         assert process.stderr is not None
         try:
@@ -663,7 +675,44 @@ def test_a_handshake_that_is_answered_otherwise_is_a_failure_to_connect(
         mesh = mesh_of(address, tls=papers.trusting(), retry=ONCE)
         error = colour.run(mesh, post_or_error)
     assert type(error) is httpx.ConnectError
+    assert re.search(r" failed: .*\w", str(error)), "in words, whichever loop it is"
     assert outcomes(error) == [("first", "not_sent")]
+
+
+def _resets(sock: socket.socket) -> None:
+    sock.recv(65536)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+
+def test_a_handshake_that_is_reset_is_told_as_the_system_tells_it(colour: Colour, papers: Papers) -> None:
+    with listener(_resets) as address:
+        error = colour.run(mesh_of(address, tls=papers.trusting(), retry=ONCE), post_or_error)
+    assert type(error) is httpx.ConnectError
+    assert "Connection reset by peer" in str(error)
+
+
+def test_S2_no_handshake_is_left_out_where_the_connection_is_lost_already(
+    papers: Papers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Misses `do_handshake` in the sync `connect`: `wrap_socket` waits for a peer that is to come."""
+    mesh = mesh_of("127.0.0.1:1", tls=papers.trusting(), retry=ONCE)
+    monkeypatch.setattr(socket.socket, "connect", lambda sock, address: None)
+    with mesh.client("orders") as client, pytest.raises(httpx.ConnectError) as caught:
+        client.post("/", content=b"once")
+    assert outcomes(caught.value) == [("first", "not_sent")]
+
+
+def test_nothing_is_sent_to_who_took_the_offer_of_another_protocol(colour: Colour, papers: Papers) -> None:
+    """A context that httpx was given as well offers HTTP/2, because httpx has it do so. Misses `Dial.prove`."""
+    own = ssl.create_default_context(cafile=papers.bundle)
+    own.set_alpn_protocols(["h2", "http/1.1"])
+    seen = Seen(papers.server("orders"))
+    with listener(seen) as address:
+        error = colour.run(mesh_of(address, tls=TLS(verify=own), retry=ONCE), post_or_error)
+    assert type(error) is httpx.ConnectError
+    assert "speaks h2, which the context of TLS(verify=...) must not offer" in str(error)
+    assert outcomes(error) == [("first", "not_sent")]
+    assert (seen.protocols, seen.requests) == (["h2"], 0)
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,8 @@
 
 Decides when the resolver is asked again and what counts as a change. It asks as a mesh would, in a thread with an event
 loop of its own, so that a signal ends it whatever the resolver is doing; unlike a mesh it believes every answer and
-looks up no names. See `meshlib.cli.findings` for how an answer is shown.
+looks up no names. What a mesh would leave out (rule D5) is left out here as well, and told. See `meshlib.cli.findings`
+for how an answer is shown.
 """
 
 from __future__ import annotations
@@ -14,12 +15,16 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 from meshlib.cli.findings import Finding, shown_as
+from meshlib.discovery.admission import in_words, is_forbidden
 from meshlib.discovery.failover import Failover
+from meshlib.discovery.feed import parts_of
 from meshlib.discovery.resolver import Resolution, Resolver, source_of
 from meshlib.discovery.schemes import resolver_of
+from meshlib.discovery.static import Static
 from meshlib.errors import ConfigError, ResolveError
 
 SHORTEST, LONGEST = 1.0, 3600.0
@@ -117,7 +122,22 @@ async def _answer(resolver: Resolver, service: str, previous: Resolution | None)
     answer = await resolver.resolve(service, previous)
     if not isinstance(answer, Resolution):
         raise ResolveError(f"{source_of(resolver)}: answered with a {type(answer).__name__}, not with a Resolution")
-    return answer
+    return _admitted(resolver, answer)
+
+
+def _admitted(resolver: Resolver, answer: Resolution) -> Resolution:
+    """An answer without the endpoints that a mesh would not call; those that a URL lists itself are meant."""
+    parts: list[object] = list(parts_of(resolver))
+    listed = {each.place for part in parts if type(part) is Static for each in part.endpoints}
+    bad = [each for each in answer.endpoints if each.place not in listed and is_forbidden(each.host)]
+    if not bad:
+        return answer
+    words = in_words([each.host for each in bad])
+    if len(bad) == len(answer.endpoints):
+        raise ResolveError(f"{source_of(resolver)}: none of its endpoints may be called: {words}")
+    places = {each.place for each in bad}
+    kept = [each for each in answer.endpoints if each.place not in places]
+    return replace(answer, endpoints=kept, warnings=(*answer.warnings, words))
 
 
 def _said(error: Exception) -> str:

@@ -37,6 +37,7 @@ class Options:
     """What holds for all services of a mesh.
 
     Args:
+        passthrough: whether requests to hosts that are no services go out as plain httpx would send them.
         zone: where this process is. Endpoints of the same zone are called before others of their priority.
         send_deadline: whether the next hop is told what is left of a call's time.
         spans: what of a call is traced: "both" itself and its attempts, only the "call", only each "attempt", or "off".
@@ -44,6 +45,7 @@ class Options:
         call_duration: whether the duration of calls is recorded beside it.
     """
 
+    passthrough: bool = ruled(instance(bool, "False"), default=False)
     zone: str = ruled(instance(str, "'eu-west-1a'"), default="")
     send_deadline: bool = ruled(instance(bool, "False"), default=True)
     spans: str = ruled(choice("both", "call", "attempt", "off"), default="both")

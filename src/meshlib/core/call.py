@@ -311,7 +311,7 @@ class Call:
                 return Attempt(node, breaker.generation, view.balancer, now, deadline)
             if (attempt := attempt_at(self.cluster, node, view.balancer, now, deadline)) is not None:
                 return attempt
-        return anywhere(self.cluster, self._key, self._tried(), now, deadline)
+        return anywhere(self.cluster, self._key, self.report.attempts, now, deadline)
 
     def _goes_on_without(self, attempt: Attempt) -> bool:
         """Whether the other attempt is under way, so that it has the last word. Under the lock."""

@@ -7,7 +7,7 @@ under the cluster's lock.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import chain, islice
 from math import inf
 
@@ -68,14 +68,31 @@ def well_first(walk: Iterator[Node]) -> Iterator[Node]:
     yield from chain(unwell, walk)
 
 
-def anywhere(cluster: Cluster, key: str | None, tried: Collection[Node], now: float, deadline: float) -> Attempt | None:
-    """The walk is over: a node that has come or come back since it began, else the best of all once more."""
-    view = cluster.view
+def anywhere(
+    cluster: Cluster, key: str | None, attempts: Sequence[Attempt], now: float, deadline: float
+) -> Attempt | None:
+    """The walk is over: a node that has come or come back since it began, else the best of all once more.
+
+    But none that has not proved to be who it should be: it is asked once by a call (rule S2).
+    """
+    view, tried, strangers = cluster.view, [attempt.node for attempt in attempts], _strangers(attempts)
     for node in sorted([*view.candidates(now, key), *view.ejected], key=tried.__contains__):
+        if node in strangers:
+            continue
         why = "again" if node in tried else "late"
         if (attempt := attempt_at(cluster, node, why, now, deadline)) is not None:
             return attempt
     return None
+
+
+def is_among_strangers(cluster: Cluster, attempts: Sequence[Attempt]) -> bool:
+    """Whether none of the nodes there are has proved to this call to be who it should be."""
+    strangers, view = _strangers(attempts), cluster.view
+    return bool(strangers) and all(node in strangers for node in chain(view.offered, view.ejected))
+
+
+def _strangers(attempts: Sequence[Attempt]) -> list[Node]:
+    return [attempt.node for attempt in attempts if attempt.met_stranger]
 
 
 def has_untried(cluster: Cluster, attempts: Sequence[Attempt], now: float) -> bool:

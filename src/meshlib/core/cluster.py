@@ -236,9 +236,10 @@ class Cluster:
             if (node := self._nodes.get(place)) is not None:
                 node.finding = f"{'passed' if passed else 'failed'}: {finding}"
 
-    def asked(self, answers: int, errors: int, holds_until: float) -> None:
-        """Resolvers have answered so often and failed so often since the last time."""
+    def asked(self, answers: int, errors: int, holds_until: float, dropped: int = 0) -> None:
+        """Resolvers have answered so often and failed so often since the last time, and were not followed so often."""
         with self.lock:
+            self.tally.dropped += dropped
             self.tally.answers[True] += answers
             self.tally.answers[False] += errors
             self.holds_until = holds_until

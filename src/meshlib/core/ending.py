@@ -60,6 +60,7 @@ def judge(cluster: Cluster, attempt: Attempt, ending: Ending, now: float) -> Non
     if ending.error is not None:
         attempt.error = ending.error
     attempt.throttled = ending.is_throttling
+    attempt.met_stranger = ending.end is End.identity
     attempt.outcome = _outcome(attempt, ending)
     _tell_node(cluster, attempt, ending, now)
     _tell_throttle(cluster, attempt, ending, now)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from meshlib.core.backoff import delay_before, is_asked_for
-from meshlib.core.choosing import has_untried
+from meshlib.core.choosing import has_untried, is_among_strangers
 from meshlib.core.cluster import Cluster
 from meshlib.core.ending import Ending
 from meshlib.core.outcome import End, Outcome
@@ -54,7 +54,7 @@ def another(
     if not call.retries:
         return "switched_off"
     kind: Kind = "failover" if _fails_over(cluster, call, attempt, now) else "retry"
-    if kind == "retry" and (why := _why_no_retry(call, attempt)) is not None:
+    if kind == "retry" and (why := _why_no_retry(cluster, call, attempt)) is not None:
         return why
     return kind, _wait_before(cluster, call, kind, attempt, now)
 
@@ -70,9 +70,11 @@ def _count(call: Standing, kind: Kind) -> int:
     return sum(attempt.kind == kind for attempt in call.attempts)
 
 
-def _why_no_retry(call: Standing, attempt: Attempt) -> Decision | None:
+def _why_no_retry(cluster: Cluster, call: Standing, attempt: Attempt) -> Decision | None:
     """Why there may be no retry; None if there may."""
     retry = call.retry
+    if is_among_strangers(cluster, call.attempts):
+        return "not_retryable"
     if attempt.outcome is not Outcome.not_sent:
         if not call.repeatable:
             return "not_repeatable"

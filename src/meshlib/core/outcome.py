@@ -38,6 +38,7 @@ class Outcome(StrEnum):
 class End(Enum):
     """Who or what ended an attempt that brought no response."""
 
+    identity = "the endpoint did not prove to be who it should be"
     lost = "the connection could not be made, or was lost"
     stale = "a kept connection turned out to be closed before it answered"
     timeout = "connecting, sending or waiting took too long"

@@ -34,7 +34,8 @@ class Attempt:
         decision: if it ended badly: whether another one followed, or why not; see `meshlib.core.tally.Decision`.
         started, deadline: on the mesh's clock; the attempt is given up at the latter.
 
-    `node`, `number`, `permit`, `throttled` (the answer asked for fewer calls) and `is_over` belong to the call.
+    `node`, `number`, `permit`, `throttled` (the answer asked for fewer calls), `met_stranger` (the endpoint did not
+    prove to be who it should be) and `is_over` belong to the call.
     """
 
     # What most attempts never get to know costs nothing until it is set.
@@ -46,7 +47,7 @@ class Attempt:
     seconds = 0.0
     retry_after: float | None = None
     decision: Decision | None = None
-    throttled = False
+    throttled = met_stranger = False
     is_over = False
 
     def __init__(self, node: Node, permit: int, why: str, started: float, deadline: float) -> None:

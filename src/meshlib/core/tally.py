@@ -28,7 +28,7 @@ Decision = Literal[
 
 - `retried`: one did, as a retry, a failover or a transparent one
 - `not_repeatable`: the request must not be executed twice, or its body cannot be sent again
-- `not_retryable`: the answer's status asks for none
+- `not_retryable`: the answer's status asks for none, or no endpoint has proved to be who it should be
 - `on_behalf`: the caller is itself at work for a retry (rule C10)
 - `switched_off`: by `options(retry=False)`
 - `attempts_exhausted`: there were as many as there may be
@@ -49,10 +49,21 @@ class Tally:
         checks: health checks, by whether they were passed.
         answers: what resolvers brought, by whether it was an answer, or an error.
         changes: how often the endpoints became others.
+        dropped: endpoints left out of resolvers' answers, since no resolver may send us there (rule D5).
         bodies_died: answers whose body did not end well, after their headers had been handed out.
     """
 
-    __slots__ = ("answers", "bodies_died", "changes", "checks", "decisions", "ejections", "refusals", "turns")
+    __slots__ = (
+        "answers",
+        "bodies_died",
+        "changes",
+        "checks",
+        "decisions",
+        "dropped",
+        "ejections",
+        "refusals",
+        "turns",
+    )
 
     def __init__(self) -> None:
         self.ejections: Counter[tuple[Fault | Literal["manual"], bool]] = Counter()
@@ -61,4 +72,4 @@ class Tally:
         self.decisions: Counter[Decision] = Counter()
         self.checks: Counter[bool] = Counter()
         self.answers: Counter[bool] = Counter()
-        self.changes = self.bodies_died = 0
+        self.changes = self.bodies_died = self.dropped = 0

@@ -90,6 +90,8 @@ def _part(entry: Any, name: str) -> dict[str, Any]:
 
 def _state(checks: Any) -> str:
     """The worst of the checks, of the node and of the service. What is not known to be well is critical."""
+    if checks is not None and not isinstance(checks, list):
+        raise Unusable("an entry has checks that are no list")
     worst = "passing"
     for check in checks or ():
         if not isinstance(check, dict):

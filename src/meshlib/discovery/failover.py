@@ -60,7 +60,10 @@ class Failover:
         """
         body = url.removeprefix("failover:")
         parts = body.split("|") if body.strip() else []
-        return cls(*(part.replace("%7C", "|").replace("%7c", "|") for part in parts))
+        try:
+            return cls(*(part.replace("%7C", "|").replace("%7c", "|") for part in parts))
+        except RecursionError:
+            raise ConfigError([Fault("resolver", "must not be nested that deeply")]) from None
 
     @property
     def source(self) -> str:

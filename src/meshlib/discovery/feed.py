@@ -7,11 +7,13 @@ twice a second. Names in the set are looked up here, each by a watch of its own.
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
+from weakref import WeakKeyDictionary
 
 from meshlib.discovery.resolver import Resolver
 from meshlib.discovery.watch import Watch, Watches
@@ -19,6 +21,8 @@ from meshlib.endpoint import Endpoint, Place
 
 if TYPE_CHECKING:
     from meshlib.service import Service
+
+T = TypeVar("T")
 
 EVERY = 0.5
 """Seconds from one publication to the next, at the least."""
@@ -28,6 +32,14 @@ HEAD_START = 3.0
 
 LOOK = 10.0
 """Seconds after which the age of what is in force is looked at, at the latest."""
+
+MOST_ENDPOINTS = 10_000
+"""Endpoints of a service. Whoever answers with more has lost its way, or wants us to."""
+
+MOST_NAMES = 256
+"""Names among them that are looked up, each by a watch of its own."""
+
+logger = logging.getLogger("meshlib.discovery")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +53,7 @@ class Membership:
         trouble: what resolvers fail with now; empty if none does.
         holds_until: when part of it grows stale.
         answers, errors: how often resolvers have answered, and failed, since the last time this was told.
+        dropped: how many endpoints were left out of their answers meanwhile; see `meshlib.discovery.admission`.
     """
 
     endpoints: tuple[Endpoint, ...] | None
@@ -50,6 +63,7 @@ class Membership:
     holds_until: float
     answers: int
     errors: int
+    dropped: int = 0
 
 
 class Feed:
@@ -80,7 +94,10 @@ class Feed:
         self._names: dict[Place, Watch] = {}
         self._stirred = asyncio.Event()
         self._heard: Counter[bool] = Counter()
+        self._told_dropped: WeakKeyDictionary[Watch, int] = WeakKeyDictionary()
         self._patient_until = 0.0
+        self._excess: dict[str, str] = {}
+        self._said_excess: set[str] = set()
 
     async def run(self) -> None:
         """Follow for ever."""
@@ -115,11 +132,17 @@ class Feed:
         watches = [*self._parts, *self._names.values()]
         known = [watch.last_good.known_at for watch in watches if watch.last_good.known_at is not None]
         said = [f"{each.source}: {words}" for each in watches for words in self._said_of(each, now)]
+        said += self._excess.values()
         trouble = "; ".join(f"{each.source}: {each.complaint}" for each in watches if each.complaint)
         until = min((watch.last_good.holds_until for watch in watches if watch.last_good.endpoints), default=math.inf)
         heard, self._heard = self._heard, Counter()
-        oldest = min(known, default=now)
-        return Membership(endpoints, oldest, tuple(said), trouble, until, heard[True], heard[False])
+        oldest, dropped = min(known, default=now), sum(map(self._newly_dropped, watches))
+        return Membership(endpoints, oldest, tuple(said), trouble, until, heard[True], heard[False], dropped)
+
+    def _newly_dropped(self, watch: Watch) -> int:
+        before = self._told_dropped.get(watch, 0)
+        self._told_dropped[watch] = watch.dropped
+        return watch.dropped - before
 
     def _stir(self, answered: bool) -> None:
         """A resolver has answered, or failed."""
@@ -149,16 +172,33 @@ class Feed:
 
     def _addresses(self, endpoints: Sequence[Endpoint], now: float) -> tuple[Endpoint, ...] | None:
         """The set with addresses in the place of names; None if all are names of which nothing is known yet."""
-        self._look_up({each.place for each in endpoints if not each.is_address})
+        names = {each.place for each in endpoints if not each.is_address}
+        self._look_up(set(self._bounded("names", sorted(names), MOST_NAMES)))
         found: dict[Place, Endpoint] = {}
         for endpoint in endpoints:
             if endpoint.is_address:
                 found.setdefault(endpoint.place, endpoint)
                 continue
+            if endpoint.place not in self._names:
+                continue
             for address in self._names[endpoint.place].last_good.current(now, self.service.max_stale):
                 found.setdefault(address.place, replace(endpoint, host=address.host, metadata=_named(endpoint)))
         is_early = any(watch.last_good.known_at is None for watch in self._names.values())
-        return None if is_early and not found else tuple(found.values())
+        if len(found) > MOST_ENDPOINTS:  # the same ones next time, in whichever order they come
+            found = dict(sorted(found.items(), key=lambda each: (each[1].priority, each[0])))
+        addresses = self._bounded("endpoints", list(found.values()), MOST_ENDPOINTS)
+        return None if is_early and not found else tuple(addresses)
+
+    def _bounded(self, what: str, given: list[T], most: int) -> list[T]:
+        """As many of them as there may be; that there are more is told, and said once."""
+        if len(given) <= most:
+            self._excess.pop(what, None)
+            return given
+        self._excess[what] = f"it has {len(given)} {what}, of which {most} are used"
+        if what not in self._said_excess:
+            self._said_excess.add(what)
+            logger.warning("%s: %s (said once)", self.service.name, self._excess[what])
+        return given[:most]
 
     def _look_up(self, names: set[Place]) -> None:
         """Watch these names, and no others."""

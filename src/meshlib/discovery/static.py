@@ -9,7 +9,7 @@ from collections.abc import Hashable, Iterable
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qsl
 
-from meshlib.endpoint import Endpoint
+from meshlib.endpoint import Endpoint, Place
 from meshlib.validation import ConfigError, Fault
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def fixed(resolver: object) -> Static | None:
 
 
 def _read(entries: Iterable[Endpoint | str], weights: list[float] | None = None) -> tuple[Endpoint, ...]:
-    endpoints: list[Endpoint] = []
+    endpoints: dict[Place, Endpoint] = {}
     faults: list[Fault] = []
     for position, entry in enumerate(entries):
         path = f"resolver[{position}]"
@@ -84,14 +84,14 @@ def _read(entries: Iterable[Endpoint | str], weights: list[float] | None = None)
         except ConfigError as error:
             faults += [Fault(path, str(fault)) for fault in error.faults]
             continue
-        if endpoint.place in {known.place for known in endpoints}:
+        if endpoint.place in endpoints:
             faults.append(Fault(path, f"must be listed once: {endpoint} is there already"))
-        endpoints.append(endpoint)
+        endpoints[endpoint.place] = endpoint
     if not endpoints and not faults:
         faults.append(Fault("resolver", f"must name at least one endpoint, {EXAMPLE}, got none"))
     if faults:
         raise ConfigError(faults)
-    return tuple(endpoints)
+    return tuple(endpoints.values())
 
 
 def _weights(query: str, count: int) -> list[float]:

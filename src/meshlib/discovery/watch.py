@@ -11,13 +11,17 @@ import logging
 import re
 from collections import Counter
 from collections.abc import Callable, Hashable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from meshlib.core.chance import Rng
 from meshlib.core.last_good import LastGood
+from meshlib.discovery.admission import admitted, in_words
 from meshlib.discovery.resolver import Resolution, Resolver, source_of
+from meshlib.discovery.static import Static
 from meshlib.endpoint import Endpoint
 from meshlib.errors import ResolveError
+from meshlib.plain import plain
 
 if TYPE_CHECKING:
     from meshlib.control import Control
@@ -28,7 +32,7 @@ PACE = 1.0
 BURST = 2
 """Questions that may be asked at once by a resolver that waits for news; by one that polls, one."""
 
-LONGEST_COMPLAINT = 500
+MOST_WARNINGS = 20
 
 KINDS = 20
 """Kinds of errors that are said in one outage, and counted by name: words may differ each time."""
@@ -53,6 +57,7 @@ class Watch:
         warnings: what the latest answer wants people to know.
         complaint: what is wrong now; empty if nothing is.
         failures: how often each kind of error came.
+        dropped: how many endpoints were left out of its answers, since no resolver may send us there (rule D5).
         followers: told after every question whether it was answered.
     """
 
@@ -62,6 +67,7 @@ class Watch:
         self.warnings: tuple[str, ...] = ()
         self.complaint = ""
         self.failures: Counter[str] = Counter()
+        self.dropped = 0
         self.followers: list[Callable[[bool], None]] = []
         self._resolver = resolver
         self._service = service
@@ -95,7 +101,7 @@ class Watch:
         self._pace.spend(asyncio.get_running_loop().time())
         ttl = None
         try:
-            found = _checked(await self._resolver.resolve(self._service, self._previous))
+            found = self._admitted(_checked(await self._resolver.resolve(self._service, self._previous)))
         except BaseException as error:  # a library that calls `sys.exit` ends no watch, and so no control plane
             if _is_ending(error):
                 raise
@@ -105,11 +111,31 @@ class Watch:
             self._answered(found)
         return self.last_good.delay(self._clock(), ttl, self._rng)
 
+    def _admitted(self, found: Resolution) -> Resolution:
+        """An answer without the endpoints that may not be called (rule D5).
+
+        Raises:
+            ResolveError: if there are no others: who lies like that shall not empty a set either.
+        """
+        if type(self._resolver) is Static:
+            return found  # that is what the settings say; what is made from it may ask anybody
+        kept, dropped = admitted(found.endpoints)
+        if not dropped:
+            return replace(found, endpoints=kept)
+        self.dropped += len(dropped)
+        words = in_words(dropped)
+        if not kept:
+            raise ResolveError(f"none of its endpoints may be called: {words}")
+        if words not in self._said and len(self._said) < KINDS:
+            self._said.add(words)
+            logger.warning("%s: %s (said once)", self.source, words)
+        return replace(found, endpoints=kept, warnings=(*found.warnings, words))
+
     def _answered(self, found: Resolution) -> None:
         if self.last_good.failing_since is not None:
             logger.info("%s answers again", self.source)
             self._said.clear()
-        self.warnings = tuple(found.warnings)
+        self.warnings = tuple(map(plain, found.warnings[:MOST_WARNINGS]))
         if self.last_good.answer(found.endpoints, self._clock(), found.ttl):
             self._believed = self._previous = found
             self.complaint = ""
@@ -120,7 +146,7 @@ class Watch:
     def _failed(self, error: BaseException) -> None:
         self.last_good.fail(self._clock())
         self._previous = self._to_compare_with()
-        self._complain(self._words(error)[:LONGEST_COMPLAINT])
+        self._complain(plain(self._words(error)))
 
     def _to_compare_with(self) -> Resolution | None:
         """After trouble: nothing, for a resolver that would wait for something newer and so not answer at once."""

@@ -93,13 +93,13 @@ class Entry:
     port: int = ruled(whole(at_least=1, at_most=65535))
     host: str | None = None
     tags: Sequence[str] = ruled(_tags_rule, default=())
-    meta: Mapping[str, str] = ruled(_meta_rule, default_factory=dict)
+    meta: Mapping[str, str] = ruled(_meta_rule, default_factory=dict, repr=False)
     weight: int = ruled(whole(at_least=1, at_most=65535), default=1)
     check: str = ruled(_one_of(*CHECKS), default="ttl")
     at: str = "consul://127.0.0.1:8500"
     ttl: float = ruled(number(at_least=SHORTEST_TTL, at_most=LONGEST_TTL), default=10.0)
     alive: Alive | None = ruled(lambda value: _alive(value), default=None)
-    check_path: str = ruled(_path_rule, default="/healthz")
+    check_path: str = ruled(_path_rule, default="/healthz", repr=False)
     check_interval: float = ruled(number(at_least=1, at_most=3600), default=10.0)
     deregister_after: float = ruled(number(at_least=SHORTEST_REAPING, at_most=LONGEST_REAPING), default=60.0)
     drain: float = ruled(number(at_least=0, at_most=600), default=0.3)

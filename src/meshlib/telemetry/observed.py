@@ -248,6 +248,11 @@ def _answers(service: Service) -> Rows:
             yield {"meshlib.resolver.result": result}, service.cluster.tally.answers[answered]
 
 
+def _dropped(service: Service) -> Rows:
+    if _is_dynamic(service.cluster):
+        yield {}, service.cluster.tally.dropped
+
+
 def _changes(service: Service) -> Rows:
     yield {}, service.cluster.tally.changes
 
@@ -372,6 +377,13 @@ OBSERVED = (
     ),
     Observed("meshlib.health_checks", "counter", "{check}", "Health checks that were made.", _checks),
     Observed("meshlib.resolver.updates", "counter", "{update}", "What was heard from resolvers.", _answers),
+    Observed(
+        "meshlib.resolver.dropped",
+        "counter",
+        "{endpoint}",
+        "Endpoints in resolvers' answers that may not be called.",
+        _dropped,
+    ),
     Observed("meshlib.resolver.age", "gauge", "s", "Since the endpoints were last confirmed.", _age),
     Observed(
         "meshlib.resolver.staleness", "gauge", "s", "For how long they lack a confirmation that was due.", _staleness

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Iterable
 
+from meshlib.discovery.admission import is_forbidden
 from meshlib.discovery.resolver import Resolution
 from meshlib.endpoint import Endpoint
 from meshlib.fork import inherited
@@ -79,8 +80,9 @@ class ManualResolver:
         while True:
             follower.stirred.clear()
             version, endpoints, error = self._version, self._endpoints, self._error
-            # Who has our answer, and asks without it, does not believe it yet: an empty one has to be repeated.
-            if follower.told != version or (previous is None and error is None):
+            # Who has our answer, and asks without it, does not believe it yet: an empty one has to be repeated. But one
+            # that is refused as a whole (rule D5) would be for ever.
+            if follower.told != version or (previous is None and error is None and not _is_refused(endpoints)):
                 follower.told = version
                 if error is not None:
                     raise error
@@ -119,3 +121,7 @@ class ManualResolver:
 
 def _read(endpoints: Iterable[Endpoint | str]) -> tuple[Endpoint, ...]:
     return tuple(each if isinstance(each, Endpoint) else Endpoint.parse(each) for each in endpoints)
+
+
+def _is_refused(endpoints: tuple[Endpoint, ...]) -> bool:
+    return bool(endpoints) and all(is_forbidden(each.host) for each in endpoints)

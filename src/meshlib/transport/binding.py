@@ -15,14 +15,17 @@ from typing import Any, TypeVar
 import httpcore
 import httpx
 
+from meshlib import errors
 from meshlib.core.outcome import End
 from meshlib.core.report import Report
 from meshlib.endpoint import Endpoint
 from meshlib.transport.head import Head
+from meshlib.transport.tls import IdentityError
 
 E = TypeVar("E", bound=BaseException)
 
 _ERRORS: tuple[tuple[type[Exception], type[httpx.TransportError]], ...] = (
+    (IdentityError, errors.IdentityError),
     (httpcore.ConnectTimeout, httpx.ConnectTimeout),
     (httpcore.ReadTimeout, httpx.ReadTimeout),
     (httpcore.WriteTimeout, httpx.WriteTimeout),
@@ -273,6 +276,8 @@ def end_of(error: BaseException, *, reused: bool, answered: bool) -> End:
     """
     if isinstance(error, httpcore.PoolTimeout):
         return End.no_slot
+    if isinstance(error, IdentityError):
+        return End.identity
     if isinstance(error, httpcore.TimeoutException):
         return End.timeout
     if isinstance(error, httpcore.NetworkError | httpcore.RemoteProtocolError):

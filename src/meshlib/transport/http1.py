@@ -25,7 +25,11 @@ CHUNK = 65536
 
 
 class Http1:
-    """The state of a connection."""
+    """The state of a connection.
+
+    Attributes:
+        interim: how many interim answers (1xx) there were to the request.
+    """
 
     def __init__(self) -> None:
         self._received = Received()
@@ -37,6 +41,7 @@ class Http1:
         self._content: Content | None = None
         self._is_sent = self._wants_upgrade = False
         self._is_kept = True
+        self.interim = 0
 
     def head(self, method: bytes, target: bytes, headers: list[Pair]) -> bytes:
         """The bytes that open a request."""
@@ -86,6 +91,7 @@ class Http1:
                 if head.status_code >= 200 or head.status_code == 101:
                     self._settle(head)
                     return head
+                self.interim += 1
                 declared(head.headers)
             if not may_open(self._received.peek(len(OPENING))):
                 raise Malformed("illegal status line")

@@ -21,6 +21,8 @@ from typing import Any, Protocol
 import httpcore
 
 from meshlib.fork import close_inherited, inherited
+from meshlib.policy import TLS
+from meshlib.transport.tls import IdentityError, context_for, unproven, whom, why_stranger
 
 Clock = Callable[[], float]
 
@@ -265,17 +267,44 @@ class Dial:
     Attributes:
         host: an IP address or `localhost`.
         port: the port.
-        context: for TLS; None for none.
-        server_name: what the peer's certificate must carry.
+        tls: how TLS is spoken; None for not at all.
+        server_name: the name that is asked for, and that the peer's certificate must carry if no SPIFFE id is.
     """
 
     host: str
     port: int
-    context: ssl.SSLContext | None = None
+    tls: TLS | None = None
     server_name: str | None = None
 
     def __str__(self) -> str:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    @property
+    def context(self) -> ssl.SSLContext | None:
+        """For a connection that is opened now: its files may have been replaced since the last one."""
+        return None if self.tls is None else context_for(self.tls)
+
+    def prove(self, peer: Any) -> None:
+        """The rest of the handshake: look at whom the peer has proved to be, before anything is sent.
+
+        Args:
+            peer: the connection's TLS side, if it has one.
+
+        Raises:
+            IdentityError: if it is somebody else.
+            httpcore.ConnectError: if it was offered another protocol, and took it.
+        """
+        if self.tls is None:
+            return
+        if (why := why_stranger(self.tls, peer)) is not None:
+            raise self.stranger(why)
+        if (spoken := peer.selected_alpn_protocol()) is not None and not spoken.startswith("http/1"):
+            raise httpcore.ConnectError(f"{self} speaks {spoken}, which the context of TLS(verify=...) must not offer")
+
+    def stranger(self, why: str) -> IdentityError:
+        """The error that says so."""
+        assert self.tls is not None
+        return IdentityError(f"{self} has not proved to be {whom(self.tls, self.server_name)}: {why}")
 
     def addresses(self, timeout: float, bounds: Bounded) -> Iterator[tuple[str, Bounded]]:
         """The addresses to dial, in order, each with bounds of its own, until no time is left."""
@@ -295,8 +324,10 @@ def connect(dial: Dial, timeout: float, bounds: Bounded) -> Stream:
         bounds: for all of it.
 
     Raises:
-        httpcore.ConnectTimeout, httpcore.ConnectError: the last address's failure.
+        httpcore.ConnectTimeout, httpcore.ConnectError: the last address's failure, or that of an address where somebody
+            else was: an `IdentityError`.
     """
+    context = dial.context
     last: Exception | None = None
     for address, own in dial.addresses(timeout, bounds):
         sock: socket.socket | None = None
@@ -304,15 +335,20 @@ def connect(dial: Dial, timeout: float, bounds: Bounded) -> Stream:
             sock = open_socket(address)
             sock.settimeout(min(own.some_left(), LONGEST))
             sock.connect((address, dial.port))
-            if dial.context is not None:
+            if context is not None:
                 sock.settimeout(min(own.some_left(), LONGEST))
-                sock = dial.context.wrap_socket(sock, server_hostname=dial.server_name)
+                # In two steps: by itself it leaves out the handshake where the connection is lost already.
+                sock = tls = context.wrap_socket(sock, server_hostname=dial.server_name, do_handshake_on_connect=False)
+                tls.do_handshake()
+                dial.prove(tls)
         except BaseException as error:  # whatever it is, the socket goes
             if sock is not None:
                 sock.close()
             if not isinstance(error, OSError):
                 raise
             last = error
+            if unproven(error):
+                break
         else:
             return Stream(sock, bounds.clock)
     raise connect_error(last, dial)
@@ -331,9 +367,12 @@ def connect_error(error: Exception | None, dial: Dial) -> Exception:
         timeout = httpcore.ConnectTimeout(f"connecting to {dial} timed out")
         timeout.__cause__ = error
         return timeout
-    refused = httpcore.ConnectError(
-        f"connecting to {dial} failed: {error.strerror if isinstance(error, OSError) and error.strerror else error}"
-    )
+    if (wrong := unproven(error)) is not None:
+        stranger = dial.stranger(f"certificate verify failed: {wrong.verify_message}")
+        stranger.__cause__ = wrong
+        return stranger
+    said = (isinstance(error, OSError) and error.strerror) or str(error) or "the peer closed the connection"
+    refused = httpcore.ConnectError(f"connecting to {dial} failed: {said}")
     refused.__cause__ = error
     return refused
 

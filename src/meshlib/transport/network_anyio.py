@@ -15,6 +15,7 @@ import httpcore
 
 from meshlib.fork import inherited
 from meshlib.transport.network import Bounded, Clock, Dial, connect_error, pieces
+from meshlib.transport.tls import IdentityError, unproven
 
 
 class AnyIOStream(Bounded, httpcore.AsyncNetworkStream):
@@ -81,34 +82,45 @@ class AnyIOStream(Bounded, httpcore.AsyncNetworkStream):
 
 async def connect(dial: Dial, timeout: float, bounds: Bounded) -> AnyIOStream:
     """Open a connection, the TLS handshake included; see `network.connect`."""
+    context = dial.context
     last: Exception | None = None
     for address, own in dial.addresses(timeout, bounds):
         try:
-            return AnyIOStream(await _dial(dial, address, own), bounds.clock)
+            return AnyIOStream(await _dial(dial, context, address, own), bounds.clock)
+        except IdentityError:
+            raise
         except (httpcore.ConnectError, TimeoutError) as error:
-            last = error
+            last = _root(error)
+            if unproven(last):
+                break
         except httpcore.ConnectTimeout:
             last = TimeoutError()
     raise connect_error(last, dial)
 
 
-async def _dial(dial: Dial, address: str, own: Bounded) -> httpcore.AsyncNetworkStream:
+async def _dial(dial: Dial, context: ssl.SSLContext | None, address: str, own: Bounded) -> httpcore.AsyncNetworkStream:
     backend: Any = httpcore.AnyIOBackend()  # to type checkers it is also what stands in where anyio is missing
     stream: httpcore.AsyncNetworkStream = await backend.connect_tcp(address, dial.port, timeout=own.some_left())
-    if dial.context is None:
+    if context is None:
         return stream
     try:
-        return await stream.start_tls(dial.context, dial.server_name, own.some_left())
+        secure = await stream.start_tls(context, dial.server_name, own.some_left())
+        dial.prove(secure.get_extra_info("ssl_object"))
+        return secure
     except BaseException:  # httpcore leaves the socket open when it is cancelled
         stream.get_extra_info("socket").close()
         raise
 
 
-def _reason(error: BaseException) -> str:
+def _root(error: Exception) -> Exception:
     """What the system said; the layers between it and us keep that to themselves."""
-    while error.__cause__ is not None:
+    while isinstance(error.__cause__, Exception):
         error = error.__cause__
-    return str(error)
+    return error
+
+
+def _reason(error: Exception) -> str:
+    return str(_root(error))
 
 
 def _has_said_something(tls: ssl.SSLObject) -> bool:

@@ -11,6 +11,7 @@ import asyncio
 import math
 import os
 import socket
+import ssl
 from typing import Any, cast
 
 import httpcore
@@ -18,6 +19,7 @@ import httpcore
 from meshlib.fork import inherited, strays
 from meshlib.transport.loops import post
 from meshlib.transport.network import Bounded, Clock, Dial, connect_error, open_socket, pieces, socket_info
+from meshlib.transport.tls import UNREADABLE, unproven
 
 KEPT = 256 * 1024
 """Received bytes held for a slow consumer before the socket is no longer read."""
@@ -203,7 +205,7 @@ class AsyncioStream(Bounded, asyncio.Protocol, httpcore.AsyncNetworkStream):
 
 async def connect(dial: Dial, timeout: float, bounds: Bounded) -> AsyncioStream:
     """Open a connection, the TLS handshake included; see `network.connect`."""
-    loop = asyncio.get_running_loop()
+    loop, context = asyncio.get_running_loop(), dial.context
     last: Exception | None = None
     for address, own in dial.addresses(timeout, bounds):
         sock: socket.socket | None = None
@@ -211,23 +213,36 @@ async def connect(dial: Dial, timeout: float, bounds: Bounded) -> AsyncioStream:
             sock = open_socket(address)
             stream = AsyncioStream(sock, bounds.clock, loop)
             await _connect_socket(loop, sock, (address, dial.port), own.some_left())
-            await loop.create_connection(lambda: stream, sock=sock, **_tls(dial, own))  # noqa: B023
+            await loop.create_connection(lambda: stream, sock=sock, **_tls(dial, context, own))  # noqa: B023
         except BaseException as error:  # whatever it is, the socket goes
             if sock is not None:
                 sock.close()
+            if isinstance(error, UnicodeDecodeError):  # asyncio reads the certificate itself
+                raise dial.stranger(UNREADABLE) from error
             if not isinstance(error, OSError):
                 raise
             # asyncio calls a handshake that took too long "aborted".
             last = TimeoutError() if isinstance(error, ConnectionAbortedError) else error
+            if unproven(error):
+                break
         else:
-            return stream
+            return _proved(dial, stream)
     raise connect_error(last, dial)
 
 
-def _tls(dial: Dial, own: Bounded) -> dict[str, Any]:
-    if dial.context is None:
+def _proved(dial: Dial, stream: AsyncioStream) -> AsyncioStream:
+    try:
+        dial.prove(stream.ssl_object)
+    except BaseException:
+        stream.abort()
+        raise
+    return stream
+
+
+def _tls(dial: Dial, context: ssl.SSLContext | None, own: Bounded) -> dict[str, Any]:
+    if context is None:
         return {}
-    return {"ssl": dial.context, "server_hostname": dial.server_name, "ssl_handshake_timeout": own.some_left()}
+    return {"ssl": context, "server_hostname": dial.server_name, "ssl_handshake_timeout": own.some_left()}
 
 
 async def _connect_socket(

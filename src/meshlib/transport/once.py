@@ -6,9 +6,14 @@ would log every header of an answer, and whatever instruments httpx would make a
 
 from __future__ import annotations
 
+import httpcore
+
 from meshlib.transport.head import Head, Pair
 from meshlib.transport.http1 import CHUNK, AsyncBody, Http1
 from meshlib.transport.network_asyncio import AsyncioStream
+
+MOST_INTERIM = 16
+"""Interim answers (1xx) before the answer itself. A call may get any number, until its deadline."""
 
 
 async def ask(
@@ -30,4 +35,6 @@ async def ask(
     while head is None:
         http.feed(await stream.read(CHUNK))
         head = http.answer()
+        if http.interim > MOST_INTERIM:
+            raise httpcore.RemoteProtocolError(f"more than {MOST_INTERIM} interim answers")
     return head, AsyncBody(http, stream, None)

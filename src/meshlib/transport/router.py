@@ -76,16 +76,20 @@ class Router:
             attach(error, Report(route.name))
             raise
 
+    def is_ours(self, url: httpx.URL) -> bool:
+        """Whether a URL names a service, however oddly, or nothing at all: other hosts may be let through."""
+        return (name := _name_in(url)) == "" or name in self._clusters
+
     def _route(self, url: httpx.URL) -> Route:
         """Find the way to the service that the URL names, and remember it."""
-        name = url.host.removesuffix(".")  # the root's dot
+        name = _name_in(url)
         cluster = self._clusters.get(name)
         if cluster is None:
             raise self._unknown(name, "" if name else _NO_HOST)
         service = cluster.service  # once: it may be replaced meanwhile
         if hint := _obstacle(url, name, service):
             raise self._unknown(_origin(url), hint)
-        host = name if name != url.host and service.host is None else service.host
+        host = name if url.raw_host.endswith(b".") and service.host is None else service.host
         route = Route(cluster, service, self.clock, self._send_deadline, host)
         if not url.userinfo:  # there is no end to those
             self._routes[binding.origin_of(url)] = route
@@ -95,6 +99,14 @@ class Router:
         error = UnknownService(name, self._clusters, hint)
         attach(error, Report(name))
         return error
+
+
+def _name_in(url: httpx.URL) -> str:
+    """The name that a URL has for a service, in the letters that go over the wire, without the root's dot.
+
+    Not `url.host`, which decodes what is written as IDNA, and so raises for what only looks like it.
+    """
+    return url.raw_host.decode("ascii").removesuffix(".")
 
 
 _NO_HOST = "the URL has no host; call http://<service>/, or take a client for a service"
@@ -113,4 +125,4 @@ def _obstacle(url: httpx.URL, name: str, service: Service) -> str:
 
 
 def _origin(url: httpx.URL) -> str:
-    return f"{url.scheme}://{url.host}" + ("" if url.port is None else f":{url.port}")
+    return f"{url.scheme}://{_name_in(url)}" + ("" if url.port is None else f":{url.port}")

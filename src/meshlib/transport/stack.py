@@ -25,7 +25,6 @@ from meshlib.transport.binding import Answer
 from meshlib.transport.exchange import Exchange
 from meshlib.transport.http1 import Http1, asend, send
 from meshlib.transport.network import Dial
-from meshlib.transport.tls import context_for
 
 Key = tuple[str, Place, TLS | None]
 """What connections are kept apart by: two services never share one, nor do two ways to speak TLS."""
@@ -91,7 +90,7 @@ def dial_to(service: Service, endpoint: Endpoint) -> Dial:
     """How connections to a service's endpoint are opened: over TLS to the service's name, never the address."""
     if service.tls is None:
         return Dial(endpoint.host, endpoint.port)
-    return Dial(endpoint.host, endpoint.port, context_for(service.tls), service.tls.server_name or service.name)
+    return Dial(endpoint.host, endpoint.port, service.tls, service.tls.server_name or service.name)
 
 
 class Turn(Protocol):
