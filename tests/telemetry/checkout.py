@@ -20,8 +20,10 @@ import httpx
 from meshlib import Breaker, Endpoint, HealthCheck, Hedge, Limit, Mesh, RoundRobin, Service, Timeout, telemetry
 from meshlib.discovery import Resolution
 
-CALLERS = {"orders": 8, "search": 2, "users": 2, "mail": 1, "stock": 1, "parts": 1, "rates": 1}
+CALLERS = {"orders": 8, "search": 2, "users": 2, "mail": 1, "bills": 1, "stock": 1, "parts": 1, "rates": 1}
 PAUSE = 0.03
+
+HASTY = Breaker(consecutive=1, open_for=0.1, ramp=0)
 
 LATER = 600.0
 """Seconds that the clock of what is astray is ahead once there was an answer: nobody wants to wait for so long."""
@@ -48,7 +50,7 @@ def listed(places: dict[str, list[str]]) -> Mesh:
         Service(
             "users", places["users"], hedge=Hedge(after=0.05), health=HealthCheck("/", interval=0.5), limit=Limit(50)
         ),
-        Service("mail", places["mail"], balancer=RoundRobin(), breaker=Breaker(consecutive=1, open_for=0.1, ramp=0)),
+        *[Service(name, places[name], balancer=RoundRobin(), breaker=HASTY) for name in ("mail", "bills")],
     )
 
 

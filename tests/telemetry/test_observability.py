@@ -68,7 +68,7 @@ class Fleet:
     @property
     def places(self) -> dict[str, list[str]]:
         told = {"orders": self._orders, "search": [self._search], "users": self._users}
-        told |= {"mail": [self._even, self._odd, self._gone]}
+        told |= {"mail": [self._even, self._odd], "bills": [self._even, self._gone]}
         told |= {"stock": [self._even], "parts": [self._even], "rates": self._users}
         return {service: [each.address for each in each_of] for service, each_of in told.items()}
 
@@ -139,7 +139,7 @@ def test_a_real_prometheus_sees_every_fault_and_none_where_all_is_well(tmp_path:
         wait_until(all_were_seen)
         assert firing(prometheus, started) >= EXPECTED
         assert unseen == set()
-        assert len(prometheus.during('service:meshlib_workers:count{job="well"}', started, time.time())) == 7
+        assert len(prometheus.during('service:meshlib_workers:count{job="well"}', started, time.time())) == 8
         assert prometheus.during('ALERTS{job!="troubled"}', started, time.time()) == []
         said = [(each["labels"]["server_address"], str(each["annotations"])) for each in prometheus.alerts()]
         assert [text for service, text in said if service not in text or "<error" in text] == []
