@@ -448,8 +448,9 @@ def test_T3_what_a_variable_stands_for_is_not_shown() -> None:
         ("balancer = '${A}'", {"A": "s3cret" * 30}),
         ("scheme = 'x${A}'", {"A": "a\ns3cret"}),
         ("scheme = 'x\"${A}'", {"A": "it's s3cret"}),
+        ("tls.verify = '${A}'", {"A": "/s3cret/bundle.pem"}),
     ],
-    ids=["one within another", "long", "escaped", "quoted"],
+    ids=["one within another", "long", "escaped", "quoted", "path"],
 )
 def test_T3_nor_any_part_of_it(setting: str, environ: dict[str, str]) -> None:
     (told,) = faults(orders(setting), environ=environ)
