@@ -832,6 +832,8 @@ def test_weights_in_a_url_are_one_for_all_or_one_for_each() -> None:
         (Sourceless(), "'source' can be told, got an object of type Sourceless: it raised OSError"),
         (Misspelt("SECRET"), "for example ['10.0.0.1:8080', '10.0.0.2:8080'], got an object of type Misspelt"),
         (["10.0.0.1"], "resolver[0]: endpoint: must be 'host:port'"),
+        (["10.0.0.1:80", "http://10.0.0.2:80"], "resolver[1]: must be 'host:port' without a scheme, for example '10"),
+        (["https://10.0.0.1:80"], "got 'https://10.0.0.1:80'; for https give the service tls=TLS()"),
         (["10.0.0.1:80", None], "resolver[1]: endpoint: must be 'host:port'"),
         ([["10.0.0.1:80"]], "resolver[0]: endpoint: must be 'host:port'"),
         (["10.0.0.1:0"], "resolver[0]: endpoint.port: must be >= 1, got 0"),

@@ -113,7 +113,7 @@ def faults(
 
 def _check(shares: dict[Kind, float], status: Any, latency: float) -> None:
     found = [
-        Fault(f"faults.{name}", f"{wrong}, got {value!r}")
+        Fault(f"faults.{name}", f"{wrong} (a share of the attempts: 1 is all of them), got {value!r}")
         for name, value in shares.items()
         if (wrong := number(at_least=0, at_most=1)(value))
     ]
