@@ -246,7 +246,7 @@ def test_nothing_of_it_is_left_outside() -> None:
         ({"status": 503}, ConfigError, r"faults\.status: says how attempts fail: give fail="),
         ({"fail": 1, "status": 99}, ConfigError, r"faults\.status: must be from 200 to 599, got 99"),
         ({"latency": -1}, ConfigError, r"faults\.latency: must be >= 0 \(seconds\), got -1"),
-        ({"fail": 1, "endpoint": "127.0.0.9:1"}, ValueError, r"orders has no endpoint 127\.0\.0\.9:1"),
+        ({"fail": 1, "endpoint": "127.0.0.9:1"}, ValueError, r"orders has no endpoint 127\.0\.0\.9:1 \(known: 127\."),
     ],
 )
 def test_faults_that_cannot_be_say_why(given: Any, error: type[Exception], said: str) -> None:
