@@ -206,6 +206,11 @@ def test_every_fault_is_told_at_once_in_the_order_of_the_file() -> None:
     ]
 
 
+def test_a_file_of_tls_is_looked_at_whatever_else_is_wrong() -> None:
+    told = faults("[services.orders]\nresolver = '10.0.0.1:80'\ntls.verify = 'nowhere.pem'")
+    assert [fault.partition(":")[0] for fault in told] == ["services.orders.resolver", "services.orders.tls.verify"]
+
+
 def orders(line: str) -> str:
     return f"[services.orders]\nresolver = ['10.0.0.1:80']\n{line}"
 

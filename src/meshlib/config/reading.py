@@ -18,6 +18,7 @@ from urllib.parse import quote
 
 from meshlib.config.tables import BALANCERS, Key, Options, balancer_named, keys_of
 from meshlib.discovery.file import endpoints_in
+from meshlib.policy import TLS
 from meshlib.service import Service
 from meshlib.validation import ConfigError, Fault
 
@@ -147,10 +148,10 @@ class _Reader:
             self._fault(f"{path}.resolver", f"must be given, for example resolver = ['10.0.0.1:8080']{meant}")
         given.setdefault("resolver", PLACEHOLDER)
         made: Service | None = self._made(lambda: Service(usable or "orders", **given), path, table, before)
-        if made is not None and made.tls is not None:
+        tls = given.get("tls")
+        if isinstance(tls, TLS):  # whatever else is wrong with the service: all faults are told at once
             from meshlib.transport.tls import context_for
 
-            tls = made.tls
             self._made(lambda: context_for(tls), f"{path}.tls", table)
         return made if len(self.faults) == before else None
 
