@@ -11,6 +11,7 @@ import pickle
 import ssl
 import subprocess
 import sys
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar
 
@@ -452,7 +453,26 @@ def test_a_scheme_that_cannot_be_is_refused(given: dict[str, Any]) -> None:
 def test_a_certificate_that_is_not_there_is_found_out_when_the_mesh_is_made() -> None:
     service = Service("orders", ONE, tls=TLS(verify="/nowhere/bundle.pem"))
     (said,) = faults_of(Mesh, service)
-    assert said.startswith("services.orders.tls.verify: must be 'system' or a readable bundle of certificates")
+    assert said == (
+        "services.orders.tls.verify: must be 'system' or a readable bundle of certificates, got '/nowhere/bundle.pem': "
+        "[Errno 2] No such file or directory"
+    )
+
+
+def test_a_certificate_that_cannot_be_used_is_named(tmp_path: Path) -> None:
+    cert = tmp_path / "web.pem"
+    cert.write_text("no certificate")
+    (said,) = faults_of(Mesh, Service("orders", ONE, tls=TLS(cert="/nowhere/web.pem", key="/nowhere/web.key")))
+    assert "got '/nowhere/web.pem' and the key '/nowhere/web.key': [Errno 2] No such file" in said
+    (said,) = faults_of(Mesh, Service("orders", ONE, tls=TLS(cert=str(cert))))
+    assert said.endswith(f"got {str(cert)!r}: there is no certificate, or no key, in PEM format")
+
+
+@pytest.mark.parametrize("name", ["verify", "cert"])
+def test_a_path_of_tls_is_text(name: str) -> None:
+    (said,) = faults_of(TLS, **{name: Path("/etc/mesh/web.pem")})
+    assert "a file's path as text" in said
+    assert "Path('/etc/mesh/web.pem')" in said
 
 
 # Endpoints
@@ -812,6 +832,8 @@ def test_weights_in_a_url_are_one_for_all_or_one_for_each() -> None:
         (Sourceless(), "'source' can be told, got an object of type Sourceless: it raised OSError"),
         (Misspelt("SECRET"), "for example ['10.0.0.1:8080', '10.0.0.2:8080'], got an object of type Misspelt"),
         (["10.0.0.1"], "resolver[0]: endpoint: must be 'host:port'"),
+        (["10.0.0.1:80", "http://10.0.0.2:80"], "resolver[1]: must be 'host:port' without a scheme, for example '10"),
+        (["https://10.0.0.1:80"], "got 'https://10.0.0.1:80'; for https give the service tls=TLS()"),
         (["10.0.0.1:80", None], "resolver[1]: endpoint: must be 'host:port'"),
         ([["10.0.0.1:80"]], "resolver[0]: endpoint: must be 'host:port'"),
         (["10.0.0.1:0"], "resolver[0]: endpoint.port: must be >= 1, got 0"),

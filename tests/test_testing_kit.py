@@ -237,12 +237,16 @@ def test_nothing_of_it_is_left_outside() -> None:
 @pytest.mark.parametrize(
     ("given", "error", "said"),
     [
-        ({"fail": 1.5}, ConfigError, r"faults\.fail: must be <= 1, got 1\.5"),
+        (
+            {"fail": 1.5},
+            ConfigError,
+            r"faults\.fail: must be <= 1 \(a share of the attempts: 1 is all of them\), got 1\.5",
+        ),
         ({"fail": 0.6, "hang": 0.6}, ConfigError, r"must be 1 at most together, got 1\.2"),
         ({"status": 503}, ConfigError, r"faults\.status: says how attempts fail: give fail="),
         ({"fail": 1, "status": 99}, ConfigError, r"faults\.status: must be from 200 to 599, got 99"),
         ({"latency": -1}, ConfigError, r"faults\.latency: must be >= 0 \(seconds\), got -1"),
-        ({"fail": 1, "endpoint": "127.0.0.9:1"}, ValueError, r"orders has no endpoint 127\.0\.0\.9:1"),
+        ({"fail": 1, "endpoint": "127.0.0.9:1"}, ValueError, r"orders has no endpoint 127\.0\.0\.9:1 \(known: 127\."),
     ],
 )
 def test_faults_that_cannot_be_say_why(given: Any, error: type[Exception], said: str) -> None:

@@ -336,12 +336,7 @@ class TLS(_Checked):
         ConfigError: if a value is not usable.
     """
 
-    verify: str | SSLContext = ruled(
-        lambda value: (
-            None if isinstance(value, SSLContext) or _is_path(value) else "must be 'system', a path or a context"
-        ),
-        default="system",
-    )
+    verify: str | SSLContext = ruled(lambda value: _trust(value), default="system")
     server_name: str | None = ruled(lambda value: _optional_host(value), default=None)
     cert: str | None = ruled(lambda value: _optional_path(value), default=None)
     key: str | None = ruled(lambda value: _optional_path(value), default=None)
@@ -385,8 +380,13 @@ def _is_path(value: Any) -> bool:
     return isinstance(value, str) and bool(value) and "-----BEGIN" not in value
 
 
+def _trust(value: Any) -> str | None:
+    usable = isinstance(value, SSLContext) or _is_path(value)
+    return None if usable else "must be 'system', a file's path as text, or an ssl.SSLContext"
+
+
 def _optional_path(value: Any) -> str | None:
-    return None if value is None or _is_path(value) else "must be a path or None"
+    return None if value is None or _is_path(value) else "must be a file's path as text, or None"
 
 
 def _optional_text(value: Any, what: str) -> str | None:

@@ -134,6 +134,8 @@ def _listed(entries: list[Any]) -> Resolver:
     """A list of addresses, or of resolvers and their URLs."""
     from meshlib.discovery.schemes import is_url
 
+    if wrong := [_web_address(place, each) for place, each in enumerate(entries) if _is_web(each) and not is_url(each)]:
+        raise ConfigError(wrong)
     # A URL of a scheme that nobody knows is told so, rather than what an address looks like.
     urls = [hasattr(each, "resolve") or (isinstance(each, str) and ("://" in each or is_url(each))) for each in entries]
     if not any(urls):
@@ -144,6 +146,16 @@ def _listed(entries: list[Any]) -> Resolver:
     from meshlib.discovery.failover import Failover
 
     return Failover(*entries)
+
+
+def _is_web(entry: Any) -> bool:
+    return isinstance(entry, str) and entry.startswith(("http://", "https://"))
+
+
+def _web_address(place: int, url: str) -> Fault:
+    tls = "; for https give the service tls=TLS()" if url.startswith("https:") else ""
+    right = "must be 'host:port' without a scheme, for example '10.0.0.1:8080'"
+    return Fault(f"resolver[{place}]", f"{right}, got {shown(url)}{tls}")
 
 
 def _bad_name(name: Any) -> str:

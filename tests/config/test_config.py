@@ -200,10 +200,15 @@ def test_every_fault_is_told_at_once_in_the_order_of_the_file() -> None:
         "services.users.limit.per_endpoint: must be >= 1, got 0",
         "services.users.limit.max_in_flight: must be given",
         "services.users.tls.cert: must be given with a key, got none",
-        "services.order.timeout: must be a table, got 5",
+        "services.order.timeout: must be a table (known: total, attempt, connect), got 5",
         "services.order.resolver: must be given, for example resolver = ['10.0.0.1:8080']; "
         "did you mean services.orders?",
     ]
+
+
+def test_a_file_of_tls_is_looked_at_whatever_else_is_wrong() -> None:
+    told = faults("[services.orders]\nresolver = '10.0.0.1:80'\ntls.verify = 'nowhere.pem'")
+    assert [fault.partition(":")[0] for fault in told] == ["services.orders.resolver", "services.orders.tls.verify"]
 
 
 def orders(line: str) -> str:
@@ -215,6 +220,10 @@ def orders(line: str) -> str:
     [
         ("", "services: must name at least one"),
         ("services = 5", "services: must be a table, got int"),
+        (
+            "[services.a]\nresolver = ['10.0.0.1:80']\n[b]\nresolver = []",
+            "b: must be a table in services; did you mean [s",
+        ),
         ("[services.orders]\nresolver = 5", "services.orders.resolver: must be a URL, or a list of addresses"),
         ("[services.orders]\nresolver = [['10.0.0.1:80']]", "services.orders.resolver: must be a list of addresses"),
         ("[services.orders]\nresolver = []", "services.orders.resolver: must name at least one endpoint"),
@@ -448,8 +457,9 @@ def test_T3_what_a_variable_stands_for_is_not_shown() -> None:
         ("balancer = '${A}'", {"A": "s3cret" * 30}),
         ("scheme = 'x${A}'", {"A": "a\ns3cret"}),
         ("scheme = 'x\"${A}'", {"A": "it's s3cret"}),
+        ("tls.verify = '${A}'", {"A": "/s3cret/bundle.pem"}),
     ],
-    ids=["one within another", "long", "escaped", "quoted"],
+    ids=["one within another", "long", "escaped", "quoted", "path"],
 )
 def test_T3_nor_any_part_of_it(setting: str, environ: dict[str, str]) -> None:
     (told,) = faults(orders(setting), environ=environ)
@@ -458,7 +468,8 @@ def test_T3_nor_any_part_of_it(setting: str, environ: dict[str, str]) -> None:
 
 
 def test_an_environment_without_services_is_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ConfigError, match=r"services: must name at least one"):
+    example = "NOTHING_OF_THE_KIND_SERVICES__ORDERS__RESOLVER"
+    with pytest.raises(ConfigError, match=rf"services: must name at least one, for example {example}\Z"):
         Mesh.from_env("NOTHING_OF_THE_KIND_")
     assert of_environment("NOTHING_").path is None
 

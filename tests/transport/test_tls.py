@@ -676,6 +676,7 @@ def test_a_handshake_that_is_answered_otherwise_is_a_failure_to_connect(
         error = colour.run(mesh, post_or_error)
     assert type(error) is httpx.ConnectError
     assert re.search(r" failed: .*\w", str(error)), "in words, whichever loop it is"
+    assert ("it does not answer in TLS" in str(error)) is (answer is _says_plainly)
     assert outcomes(error) == [("first", "not_sent")]
 
 

@@ -18,6 +18,7 @@ from urllib.parse import quote
 
 from meshlib.config.tables import BALANCERS, Key, Options, balancer_named, keys_of
 from meshlib.discovery.file import endpoints_in
+from meshlib.policy import TLS
 from meshlib.service import Service
 from meshlib.validation import ConfigError, Fault
 
@@ -59,7 +60,12 @@ class Configuration:
 
 
 def configured(
-    document: Any, *, folder: Path | None = None, environ: Mapping[str, str] | None = None, origins: Any = None
+    document: Any,
+    *,
+    folder: Path | None = None,
+    environ: Mapping[str, str] | None = None,
+    origins: Any = None,
+    example: str = "[services.orders]",
 ) -> Configuration:
     """Read a configuration.
 
@@ -68,11 +74,12 @@ def configured(
         folder: what relative paths in it are relative to. Default the current directory.
         environ: what `${NAME}` in a value stands for. Default the process's environment.
         origins: where values came from that are not the file's, by their path.
+        example: how a service is set, for who has set none.
 
     Raises:
         ConfigError: with every fault, in the order of the document.
     """
-    reader = _Reader(folder, os.environ if environ is None else environ)
+    reader = _Reader(folder, os.environ if environ is None else environ, example)
     try:
         found = reader.document(document)
     except RecursionError:
@@ -85,15 +92,16 @@ def configured(
 class _Reader:
     """Reads one document, and gathers its faults."""
 
-    def __init__(self, folder: Path | None, environ: Mapping[str, str]) -> None:
+    def __init__(self, folder: Path | None, environ: Mapping[str, str], example: str) -> None:
         self.faults: list[Fault] = []
         self._folder = folder
         self._environ = environ
+        self._example = example
         self._secrets: dict[str, str] = {}
 
     def document(self, document: Any) -> Configuration:
         table = self._table("", document)
-        self._unknown("", table, ("mesh", "services"))
+        self.faults += [_stray(name, table[name]) for name in table if name not in ("mesh", "services")]
         options: dict[str, Any] = {}
         services: list[Service] = []
         for name in table:  # in the order of the document
@@ -102,7 +110,7 @@ class _Reader:
             if name == "services":
                 services = self._services(self._table("services", table[name]))
         if not table.get("services"):
-            self._fault("services", "must name at least one, for example [services.orders]")
+            self._fault("services", f"must name at least one, for example {self._example}")
         return Configuration(tuple(services), options)
 
     def _options(self, table: Mapping[Any, Any]) -> dict[str, Any]:
@@ -140,10 +148,10 @@ class _Reader:
             self._fault(f"{path}.resolver", f"must be given, for example resolver = ['10.0.0.1:8080']{meant}")
         given.setdefault("resolver", PLACEHOLDER)
         made: Service | None = self._made(lambda: Service(usable or "orders", **given), path, table, before)
-        if made is not None and made.tls is not None:
+        tls = given.get("tls")
+        if isinstance(tls, TLS):  # whatever else is wrong with the service: all faults are told at once
             from meshlib.transport.tls import context_for
 
-            tls = made.tls
             self._made(lambda: context_for(tls), f"{path}.tls", table)
         return made if len(self.faults) == before else None
 
@@ -172,8 +180,8 @@ class _Reader:
         if isinstance(raw, list | tuple):
             return self._list(key, raw, path)
         if _is_toml(raw) and (key.table is not None or key.is_code):
-            what = "a table" if key.table is not None else "set in code: it is a function"
-            return self._fault(path, f"must be {what}, got {raw!r:.100}")
+            known = "" if key.table is None else f"a table (known: {', '.join(keys_of(key.table))})"
+            return self._fault(path, f"must be {known or 'set in code: it is a function'}, got {raw!r:.100}")
         if isinstance(raw, str):
             return self._path_or_text(key, self._text(raw, path))
         if key.name == "wait" and isinstance(raw, int | float) and not isinstance(raw, bool):
@@ -350,6 +358,13 @@ def _is_toml(value: Any) -> bool:
 def _unknown(path: str, name: Any, known: Iterable[str]) -> Fault:
     known = tuple(known)
     return Fault(path, f"must not be there{_meant(str(name), known)} (known: {', '.join(known)})")
+
+
+def _stray(name: Any, value: Any) -> Fault:
+    """What is neither `mesh` nor `services`, and may be a service."""
+    if isinstance(value, Mapping) and "resolver" in value:
+        return Fault(_inside("", name), f"must be a table in services; did you mean [{_inside('services', name)}]?")
+    return _unknown(_inside("", name), name, ("mesh", "services"))
 
 
 def _meant(name: str, known: Iterable[str]) -> str:

@@ -65,8 +65,9 @@ class Source:
         if self.environ is not None:
             faults += _overlay(document, self.environ, self.prefix, origins)
         folder = None if self.path is None else self.path.parent
+        example = f"{self.prefix}SERVICES__ORDERS__RESOLVER" if self.path is None else "[services.orders]"
         try:
-            found = configured(document, folder=folder, origins=origins)
+            found = configured(document, folder=folder, origins=origins, example=example)
         except ConfigError as error:
             raise ConfigError([*faults, *error.faults]) from None
         if faults:

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 Kind = Literal["fail", "hang", "refuse"]
 
+SHOWN = 5
+"""Endpoints that an error names."""
+
 
 class Play(NamedTuple):
     """What becomes of an attempt: it is late, and if there is a kind, that is its end."""
@@ -105,7 +108,8 @@ def faults(
     _check(shares, status, latency)
     place = None if endpoint is None else place_of(endpoint)
     if place is not None and cluster.is_known and not cluster.has(place):
-        raise ValueError(f"{service} has no endpoint {endpoint}")
+        known = ", ".join(node.endpoint for node in mesh.snapshot()[service].nodes[:SHOWN])
+        raise ValueError(f"{service} has no endpoint {endpoint} (known: {known or 'none'})")
     played = Faults(shares, status, latency, place, rng or random.Random(1))
     with _stage.plays(cluster, played):
         yield played
@@ -113,7 +117,7 @@ def faults(
 
 def _check(shares: dict[Kind, float], status: Any, latency: float) -> None:
     found = [
-        Fault(f"faults.{name}", f"{wrong}, got {value!r}")
+        Fault(f"faults.{name}", f"{wrong} (a share of the attempts: 1 is all of them), got {value!r}")
         for name, value in shares.items()
         if (wrong := number(at_least=0, at_most=1)(value))
     ]

@@ -21,7 +21,7 @@ import httpcore
 
 from meshlib.policy import TLS
 from meshlib.transport.trust import trusting
-from meshlib.validation import ConfigError, Fault, trust_domain_of
+from meshlib.validation import ConfigError, Fault, shown, trust_domain_of
 
 logger = logging.getLogger("meshlib.transport")
 
@@ -193,9 +193,8 @@ def _make(tls: TLS) -> ssl.SSLContext:
     try:
         context = trusting(None if tls.verify == "system" else tls.verify)
     except (OSError, ValueError) as error:  # among them those of TLS, and a path that cannot be one
-        raise ConfigError(
-            [Fault("tls.verify", f"must be 'system' or a readable bundle of certificates: {error}")]
-        ) from error
+        right = f"must be 'system' or a readable bundle of certificates, got {shown(tls.verify)}"
+        raise ConfigError([Fault("tls.verify", f"{right}: {error}")]) from error
     context.hostname_checks_common_name = False  # RFC 9525: it is free text, and authorities let callers choose it
     if tls.spiffe_id is not None or tls.trust_domain is not None:
         context.check_hostname = False  # the id is checked instead; the chain is as before
@@ -206,10 +205,15 @@ def _make(tls: TLS) -> ssl.SSLContext:
         try:
             context.load_cert_chain(tls.cert, tls.key, password=_refuse)
         except (OSError, ValueError) as error:
-            raise ConfigError(
-                [Fault("tls.cert", f"must be a certificate whose key fits, both readable: {error}")]
-            ) from error
+            given = shown(tls.cert) if tls.key is None else f"{shown(tls.cert)} and the key {shown(tls.key)}"
+            right = f"must be a certificate whose key fits, both readable, got {given}"
+            raise ConfigError([Fault("tls.cert", f"{right}: {_in_words(error)}")]) from error
     return context
+
+
+def _in_words(error: Exception) -> str:
+    """What was wrong with a certificate and its key. Of a file without one of the two OpenSSL just says "PEM lib"."""
+    return "there is no certificate, or no key, in PEM format" if "PEM lib" in str(error) else str(error)
 
 
 def _refuse() -> str:
