@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 from meshlib.discovery.static import fixed
 from meshlib.endpoint import Endpoint, Place, place_of
 from meshlib.errors import UnknownService
-from meshlib.fork import inherited
+from meshlib.fork import inherit
 from meshlib.service import Service, faults_among
 from meshlib.validation import ConfigError, Fault
 
@@ -113,7 +113,7 @@ class Mesh:
         )
         self._clients, self._telemetry = self._upkeep.clients, self._upkeep.telemetry
         self._upkeep.attend(self._clusters.values())
-        inherited.add(self)
+        inherit(self, Mesh._forget)
 
     @classmethod
     def from_mapping(cls, mapping: Mapping[str, Any], **settings: Any) -> Mesh:
@@ -443,14 +443,6 @@ class Mesh:
         """See `close`."""
         await self._upkeep.aclose()
 
-    def forget(self) -> None:
-        """After a fork, in the child; called by itself. What was learned of the endpoints stays."""
-        self._changing = threading.Lock()
-        for cluster in self._clusters.values():
-            cluster.forget()
-        if self._is_own_rng:
-            self._rng.seed()  # or all children would draw alike
-
     def __enter__(self) -> Mesh:
         self._upkeep.reopen()
         return self
@@ -470,6 +462,14 @@ class Mesh:
 
     def __repr__(self) -> str:
         return f"<Mesh of {', '.join(self._clusters) or 'no services'}>"
+
+    def _forget(self) -> None:
+        """After a fork, in the child. What was learned of the endpoints stays."""
+        self._changing = threading.Lock()
+        for cluster in self._clusters.values():
+            cluster.forget()
+        if self._is_own_rng:
+            self._rng.seed()  # or all children would draw alike
 
     def _cluster_of(self, service: Service) -> Cluster:
         """A service's live state, with the endpoints that its settings hold."""

@@ -702,7 +702,7 @@ def test_no_call_is_lost_while_settings_change(fleet: list[Upstream]) -> None:
 def test_updates_stopped_halfway_in_a_parent_do_not_hold_up_a_child() -> None:
     mesh = Mesh(Service("orders", [A]))
     mesh._changing.acquire()
-    mesh.forget()
+    mesh._forget()
     mesh.update(Service("orders", [B]))
     assert places(mesh) == [B]
 
