@@ -79,12 +79,17 @@ class Endpoint:
         return self.host == "localhost" or _address(self.host) is not None
 
     def __str__(self) -> str:
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+        return joined(self.host, self.port)
 
     def __reduce__(self) -> tuple[Any, ...]:
         # A read-only mapping does not pickle; an endpoint is rebuilt from what it was made of.
         parts = (self.host, self.port, self.weight, self.priority, self.zone, dict(self.metadata))
         return _rebuild, parts
+
+
+def joined(host: str, port: int) -> str:
+    """A host and a port as one, an IPv6 address in brackets; `Endpoint.parse` reads it."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def place_of(given: Endpoint | Place | str) -> Place:
