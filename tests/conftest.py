@@ -100,6 +100,13 @@ class _Awaitable:
         return call
 
 
+@pytest.fixture
+def collected() -> Iterator[None]:
+    """What a test leaves to the garbage collector is found in this test and not in another."""
+    yield
+    gc.collect()
+
+
 @pytest.fixture(params=["sync", "asyncio", "trio"])
 def colour(request: pytest.FixtureRequest, no_leaks: None) -> Colour:
     """Sync, asyncio and trio in turn."""

@@ -7,7 +7,7 @@ import hashlib
 import socket
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from typing import Any
 
 import anyio
@@ -22,14 +22,7 @@ BUSY = 1.5
 """Seconds that a busy machine may add."""
 
 unexhausted = pytest.mark.filterwarnings("ignore:Async generator .* was garbage collected:ResourceWarning")
-"""In trio, httpcore and httpx leave generators behind where sending breaks off."""
-
-
-def until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
-    give_up = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < give_up
-        time.sleep(0.005)
+"""In trio, httpcore and httpx leave generators behind where sending or reading breaks off."""
 
 
 def digest(body: bytes) -> str:

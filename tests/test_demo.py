@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +21,7 @@ import pytest
 from meshlib.cli import demo, main, verdict
 from meshlib.cli.faults import Death, schedule
 from meshlib.cli.load import Record, Visit
+from waiting import until
 
 pytestmark = pytest.mark.once
 
@@ -63,13 +64,6 @@ def is_alive(pid: int) -> bool:
         return ") Z " not in Path("/proc", str(pid), "stat").read_text()
     except FileNotFoundError:
         return False
-
-
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + BOUND
-    while not condition():
-        assert time.monotonic() < deadline, "the condition did not come about"
-        time.sleep(0.01)
 
 
 def read_until(process: subprocess.Popen[str], text: str) -> None:
@@ -192,19 +186,19 @@ def test_a_signal_ends_it_and_all_its_processes(mode: str, number: signal.Signal
         _, told = process.communicate(timeout=BOUND)
         assert time.monotonic() - signalled < 10
         assert (process.returncode, told) == (128 + number, f"meshlib demo: ended by {number.name}\n")
-        until(lambda: not any(map(is_alive, upstreams)))
+        until(lambda: not any(map(is_alive, upstreams)), BOUND)
 
 
 @needs_proc
 def test_a_signal_while_it_prints_nothing_ends_it_too() -> None:
     with started(*SMALL, "--json") as process:
-        until(lambda: len(children(process.pid)) == 3)
+        until(lambda: len(children(process.pid)) == 3, BOUND)
         time.sleep(1.0)
         upstreams = children(process.pid)
         process.send_signal(signal.SIGINT)
         assert process.communicate(timeout=BOUND) == ("", "meshlib demo: ended by SIGINT\n")
         assert process.returncode == 130
-        until(lambda: not any(map(is_alive, upstreams)))
+        until(lambda: not any(map(is_alive, upstreams)), BOUND)
 
 
 @needs_proc
@@ -213,7 +207,7 @@ def test_its_processes_end_even_when_it_is_killed() -> None:
         read_until(process, "SIGKILL")
         upstreams = children(process.pid)
         process.kill()
-        until(lambda: not any(map(is_alive, upstreams)))
+        until(lambda: not any(map(is_alive, upstreams)), BOUND)
 
 
 @needs_proc
@@ -226,7 +220,7 @@ def test_it_ends_quietly_when_nobody_reads_on() -> None:
         process.stdout.close()
         assert process.wait(timeout=BOUND) == 1
         assert process.stderr.read() == ""
-        until(lambda: not any(map(is_alive, upstreams)))
+        until(lambda: not any(map(is_alive, upstreams)), BOUND)
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ from meshlib.discovery import Resolution
 from meshlib.endpoint import Endpoint
 from meshlib.events import Ejected, Event, Missed, Restored
 from meshlib.testing import ManualClock, upstreams
+from waiting import until
 
 LONG = 20.0
 """Seconds that a busy machine may take for what takes none."""
@@ -46,13 +47,6 @@ class Heard(list[Event]):
     def await_(self, count: int) -> list[str]:
         until(lambda: len(self) >= count)
         return self.kinds()
-
-
-def until(done: Callable[[], object]) -> None:
-    deadline = time.monotonic() + LONG
-    while not done():
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
 
 
 def error_of(client: httpx.Client) -> Exception | None:

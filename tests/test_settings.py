@@ -1171,3 +1171,12 @@ def test_everything_public_is_there_and_listed() -> None:
 
     assert len(set(meshlib.__all__)) == len(meshlib.__all__)
     assert all(hasattr(meshlib, name) for name in meshlib.__all__)
+
+
+def test_a_mesh_shows_what_people_call_and_nothing_else() -> None:
+    made = {"from_mapping", "from_toml", "from_env"}
+    clients = {"client", "async_client", "transport", "async_transport", "call"}
+    looks = {"snapshot", "subscribe"}
+    changes = {"update", "eject", "restore", "register"}
+    life = {"wait_ready", "await_ready", "close", "aclose"}
+    assert {name for name in dir(Mesh) if not name.startswith("_")} == made | clients | looks | changes | life

@@ -14,7 +14,7 @@ import ssl
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ import pytest
 import trustme
 
 from meshlib.testing.upstream import Upstream, generated, upstreams
+from waiting import until
 
 BOUND = 20.0
 EMPTY = hashlib.sha256().hexdigest()
@@ -75,13 +76,6 @@ def receive(sock: socket.socket, least: int) -> bytes:
         assert piece, data
         data += piece
     return data
-
-
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + BOUND
-    while not condition():
-        assert time.monotonic() < deadline, "the condition did not come about"
-        time.sleep(0.01)
 
 
 def refuses(port: int) -> bool:

@@ -22,7 +22,7 @@ from urllib.parse import quote, urlencode
 import httpcore
 import httpx
 
-from meshlib.endpoint import Endpoint
+from meshlib.endpoint import Endpoint, joined
 from meshlib.policy import TLS
 from meshlib.transport.http1 import AsyncBody
 from meshlib.transport.network import Bounded, Dial
@@ -121,7 +121,7 @@ class ConsulAgent:
         object.__setattr__(self, "host", host)
 
     def __str__(self) -> str:
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+        return joined(self.host, self.port)
 
     async def get(self, path: Sequence[str], params: Sequence[tuple[str, str]], *, timeout: float) -> Answer:
         """Ask for what is at a path.

@@ -6,13 +6,12 @@ of an agent alone, and never asks Consul. What could be a secret is never repeat
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Sequence
 from typing import Any
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
-from meshlib.validation import ConfigError, Fault
+from meshlib.validation import ConfigError, Fault, meant
 
 EXAMPLE = "'consul://127.0.0.1:8500/orders?tag=v2'"
 AGENT_EXAMPLE = "'consul://127.0.0.1:8500'"
@@ -143,10 +142,9 @@ def _parameters(query: str, known: Sequence[str], faults: list[str]) -> dict[str
 
 
 def _unknown(name: str, known: Sequence[str]) -> str:
-    shown = f", got {name!r}" if _WORD.match(name) else ""  # anything else might be a secret that lost its name
-    near = difflib.get_close_matches(name.lower(), known, n=1) if shown else []
-    meant = f"; did you mean {near[0]!r}?" if near else ""
-    return f"must have no parameters but {', '.join(known)}{shown}{meant}"
+    # Anything but a word might be a secret that lost its name.
+    shown = f", got {name!r}{meant(name.lower(), known)}" if _WORD.match(name) else ""
+    return f"must have no parameters but {', '.join(known)}{shown}"
 
 
 def _single(given: dict[str, list[str]], name: str, faults: list[str]) -> str:

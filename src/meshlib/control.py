@@ -185,7 +185,8 @@ class _Run:
         jobs = asyncio.all_tasks() - {asyncio.current_task()}
         for job in jobs:
             job.cancel()
-        await asyncio.wait(jobs, timeout=PATIENCE / 2) if jobs else None
+        if jobs:
+            await asyncio.wait(jobs, timeout=PATIENCE / 2)
 
 
 class _Loop(asyncio.SelectorEventLoop):
@@ -207,7 +208,7 @@ class _Aside(ThreadPoolExecutor):
                 return
             try:
                 future.set_result(fn(*args, **kwargs))
-            except BaseException as error:
+            except BaseException as error:  # it is for whoever waits, as with any executor
                 future.set_exception(error)
 
         try:

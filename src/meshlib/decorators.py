@@ -26,7 +26,7 @@ R = TypeVar("R")
 F = TypeVar("F")
 F_co = TypeVar("F_co", covariant=True)
 
-UNSAID: Any = object()
+MISSING: Any = object()
 """Stands for a fallback that was not given: None is one."""
 
 
@@ -83,7 +83,7 @@ class Injection:
         service: its name.
         bound: what tells it from those of other meshes.
         given: the options, with a function of the arguments in the place of the key, or without.
-        fallback: what to return, or a function of the arguments; `UNSAID` if there is none.
+        fallback: what to return, or a function of the arguments; `MISSING` if there is none.
 
     Raises:
         TypeError, ConfigError: for options that cannot be.
@@ -112,7 +112,7 @@ class Injection:
         self._bound = bound
         self._fallback = fallback
         self._caught: tuple[type[Exception], ...] = ()
-        if fallback is not UNSAID:
+        if fallback is not MISSING:
             self._caught = httpx.TransportError, httpx.HTTPStatusError
 
     def __call__(self, function: Callable[..., Any], /) -> Callable[..., Any]:

@@ -60,18 +60,17 @@ class Endpoint:
     def parse(cls, text: str, *, weight: float = 1) -> Endpoint:
         """Read `host:port`; an IPv6 address stands in brackets: `[::1]:8080`.
 
+        Args:
+            text: the two of them.
+            weight: see `Endpoint`.
+
         Raises:
             ConfigError: if a part is missing or not usable; it names the part.
         """
         host, colon, port = text.strip().rpartition(":") if isinstance(text, str) else ("", "", "")
         if not colon or not _PORT.match(port) or (":" in host and not host.startswith("[")):
-            shown = (
-                text.partition("?")[0].rpartition("@")[2] if isinstance(text, str) else text
-            )  # no credentials in an error
-            fault = Fault(
-                "endpoint", f"must be 'host:port', for example '10.0.0.1:8080' or '[::1]:8080', got {shown!r}"
-            )
-            raise ConfigError([fault])
+            wrong = f"must be 'host:port', for example '10.0.0.1:8080' or '[::1]:8080', got {_shown(text)}"
+            raise ConfigError([Fault("endpoint", wrong)])
         return cls(host, int(port), weight=weight)
 
     @property
@@ -80,12 +79,17 @@ class Endpoint:
         return self.host == "localhost" or _address(self.host) is not None
 
     def __str__(self) -> str:
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+        return joined(self.host, self.port)
 
     def __reduce__(self) -> tuple[Any, ...]:
         # A read-only mapping does not pickle; an endpoint is rebuilt from what it was made of.
         parts = (self.host, self.port, self.weight, self.priority, self.zone, dict(self.metadata))
         return _rebuild, parts
+
+
+def joined(host: str, port: int) -> str:
+    """A host and a port as one, an IPv6 address in brackets; `Endpoint.parse` reads it."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def place_of(given: Endpoint | Place | str) -> Place:
@@ -126,5 +130,9 @@ def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
 
 
 def _bad_host(host: Any) -> Fault:
-    host = host.partition("?")[0].rpartition("@")[2] if isinstance(host, str) else host
-    return Fault("endpoint.host", f"must be an IP address or a host name, for example '10.0.0.1', got {host!r}")
+    return Fault("endpoint.host", f"must be an IP address or a host name, for example '10.0.0.1', got {_shown(host)}")
+
+
+def _shown(given: Any) -> str:
+    """What was given for an address, for an error: it may be a URL, with credentials or a query."""
+    return repr(given.partition("?")[0].rpartition("@")[2] if isinstance(given, str) else given)

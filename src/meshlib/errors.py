@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 
 from meshlib.plain import plain
-from meshlib.validation import ConfigError, Fault, bare, shown
+from meshlib.validation import ConfigError, Fault, bare, meant, shown
 
 __all__ = [
     "ConfigError",
@@ -80,8 +80,4 @@ class DeadlineExceeded(MeshError, httpx.TimeoutException):
 def _pointer(name: str, known: tuple[str, ...], hint: str) -> str:
     if hint:
         return f": {hint}"
-    import difflib  # only a mistake pays for it
-
-    near = difflib.get_close_matches(name, known, n=1)
-    meant = f"; did you mean {near[0]!r}?" if near else ""
-    return f"{meant} (known: {', '.join(known) or 'none'})"
+    return f"{meant(name, known)} (known: {', '.join(known) or 'none'})"

@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import errno
 import os
-from typing import Protocol
-from weakref import WeakSet
+from collections.abc import Callable
+from typing import Any, Protocol, TypeVar
+from weakref import WeakKeyDictionary, WeakSet
+
+T = TypeVar("T")
 
 
 class Inherited(Protocol):
@@ -25,9 +28,16 @@ class Inherited(Protocol):
 inherited: WeakSet[Inherited] = WeakSet()
 """Everything of this process that a child will find."""
 
+_held_by_users: WeakKeyDictionary[Any, Callable[[Any], None]] = WeakKeyDictionary()
+"""The same, where `forget` would be a method among those that are for users; and what is called in its place."""
 
 strays: list[object] = []
 """What must not be finalized in the child, since its finalizer would meddle with the parent's event loop."""
+
+
+def inherit(held: T, forget: Callable[[T], None]) -> None:
+    """Have a child begin anew what users hold: `forget(held)` does, for as long as it is held."""
+    _held_by_users[held] = forget
 
 
 def close_inherited(descriptor: int) -> None:
@@ -43,6 +53,8 @@ def close_inherited(descriptor: int) -> None:
 def _in_child() -> None:
     for each in list(inherited):
         each.forget()
+    for held, forget in list(_held_by_users.items()):
+        forget(held)
 
 
 if hasattr(os, "register_at_fork"):

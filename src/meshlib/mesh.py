@@ -10,7 +10,7 @@ import os
 import random
 import threading
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 from meshlib.discovery.static import fixed
 from meshlib.endpoint import Endpoint, Place, place_of
 from meshlib.errors import UnknownService
-from meshlib.fork import inherited
+from meshlib.fork import inherit
 from meshlib.service import Service, faults_among
 from meshlib.validation import ConfigError, Fault
 
@@ -92,7 +92,7 @@ class Mesh:
     ) -> None:
         from meshlib.upkeep import Upkeep
 
-        _check(services, zone, spans, passthrough, inner)
+        _check(services, inner, _wrong_options(passthrough, zone, spans))
         self._passthrough = passthrough
         self._clock = clock
         self._zone = zone
@@ -113,7 +113,7 @@ class Mesh:
         )
         self._clients, self._telemetry = self._upkeep.clients, self._upkeep.telemetry
         self._upkeep.attend(self._clusters.values())
-        inherited.add(self)
+        inherit(self, Mesh._forget)
 
     @classmethod
     def from_mapping(cls, mapping: Mapping[str, Any], **settings: Any) -> Mesh:
@@ -266,11 +266,11 @@ class Mesh:
             TypeError, ConfigError: for an option that cannot be; when a function is decorated, if it is a method or a
                 generator, has no parameter for a client, has one of another type, or does not go with an option.
         """
-        from meshlib.decorators import UNSAID, Injection
+        from meshlib.decorators import MISSING, Injection
 
         if callable(service):
             raise TypeError('a service is missing: @mesh.call("orders")')
-        fallback = given.pop("fallback", UNSAID)
+        fallback = given.pop("fallback", MISSING)
         return Injection(self, self._upkeep.shared, service, self._cluster(service), given, fallback)
 
     def snapshot(self) -> dict[str, ServiceSnapshot]:
@@ -320,7 +320,7 @@ class Mesh:
         """
         from meshlib.rollout import roll_out
 
-        _check(services, self._zone, "both", self._passthrough, self._inner)
+        _check(services, self._inner)
         with self._changing:
             concerned = roll_out(services, self._clusters, self._cluster_of, self._upkeep, self._clock())
         self._upkeep.deliver(*concerned)
@@ -443,14 +443,6 @@ class Mesh:
         """See `close`."""
         await self._upkeep.aclose()
 
-    def forget(self) -> None:
-        """After a fork, in the child; called by itself. What was learned of the endpoints stays."""
-        self._changing = threading.Lock()
-        for cluster in self._clusters.values():
-            cluster.forget()
-        if self._is_own_rng:
-            self._rng.seed()  # or all children would draw alike
-
     def __enter__(self) -> Mesh:
         self._upkeep.reopen()
         return self
@@ -470,6 +462,14 @@ class Mesh:
 
     def __repr__(self) -> str:
         return f"<Mesh of {', '.join(self._clusters) or 'no services'}>"
+
+    def _forget(self) -> None:
+        """After a fork, in the child. What was learned of the endpoints stays."""
+        self._changing = threading.Lock()
+        for cluster in self._clusters.values():
+            cluster.forget()
+        if self._is_own_rng:
+            self._rng.seed()  # or all children would draw alike
 
     def _cluster_of(self, service: Service) -> Cluster:
         """A service's live state, with the endpoints that its settings hold."""
@@ -515,15 +515,18 @@ def _asks_for_id(service: Any) -> bool:
     return tls is not None and (tls.spiffe_id is not None or tls.trust_domain is not None)
 
 
-def _check(services: tuple[Any, ...], zone: Any, spans: Any, passthrough: Any, inner: Any) -> None:
-    faults: list[Fault] = []
+def _wrong_options(passthrough: Any, zone: Any, spans: Any) -> Iterator[Fault]:
     if not isinstance(passthrough, bool):
-        faults.append(Fault("passthrough", f"must be True or False, got {passthrough!r}"))
+        yield Fault("passthrough", f"must be True or False, got {passthrough!r}")
     if not isinstance(zone, str):
-        faults.append(Fault("zone", f"must be text, for example 'eu-west-1a', got {zone!r}"))
+        yield Fault("zone", f"must be text, for example 'eu-west-1a', got {zone!r}")
     if spans not in SPANS:
-        faults.append(Fault("spans", f"must be one of {', '.join(map(repr, SPANS))}, got {spans!r}"))
-    faults += faults_among(services)
+        yield Fault("spans", f"must be one of {', '.join(map(repr, SPANS))}, got {spans!r}")
+
+
+def _check(services: tuple[Any, ...], inner: Any, others: Iterable[Fault] = ()) -> None:
+    """Refuse services that cannot be, alone, together or beside this `inner`; and what else is at fault, first."""
+    faults = [*others, *faults_among(services)]
     if inner is not None:
         faults += (_UNSEEN.under(f"services.{each.name}") for each in services if _asks_for_id(each))
     if faults:

@@ -8,9 +8,15 @@ from __future__ import annotations
 LONGEST = 500
 
 
+def printable(text: str) -> str:
+    """The text on one line, with what cannot be printed escaped."""
+    if text.isprintable():
+        return text
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
+
+
 def plain(text: str, longest: int = LONGEST) -> str:
-    """The text on one line, with what cannot be printed escaped, and cut if it is longer than so many characters."""
+    """The same, and cut if it is longer than so many characters."""
     if not text.isprintable():
-        some = text[: longest + 1]
-        text = "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in some)
+        text = printable(text[: longest + 1])
     return text if len(text) <= longest else f"{text[: longest - 3]}..."

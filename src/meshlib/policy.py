@@ -68,7 +68,7 @@ class Timeout(_Checked):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Budget(_Checked):
-    """The bucket that bounds the extra attempts (retries and failovers) of a service.
+    """The bucket that bounds the extra attempts (retries, failovers and hedges) of a service.
 
     It starts full. An extra attempt takes its cost out, or is not made; a call that succeeds in the end gives back what
     its last retry and its failovers cost, or `refund` if it needed none. The numbers are those of the AWS SDKs'
@@ -387,10 +387,6 @@ def _trust(value: Any) -> str | None:
 
 def _optional_path(value: Any) -> str | None:
     return None if value is None or _is_path(value) else "must be a file's path as text, or None"
-
-
-def _optional_text(value: Any, what: str) -> str | None:
-    return None if value is None or (isinstance(value, str) and value) else f"must be {what} or None"
 
 
 def _strategy(value: Any, example: str) -> str | None:

@@ -76,11 +76,7 @@ class Service:
     limit: Limit | None = ruled(optional(instance(Limit, "Limit(100)")), default=None)
     connections: Connections = ruled(instance(Connections, "Connections(max_idle=5)"), default=Connections())
     tls: TLS | None = ruled(optional(instance(TLS, "TLS()")), default=None)
-    scheme: str | None = ruled(
-        optional(choice("http", "https")),
-        default=None,
-        kw_only=True,
-    )
+    scheme: str | None = ruled(optional(choice("http", "https")), default=None)
     host: str | None = ruled(lambda value: _host(value), default=None)
     min_healthy: int = ruled(whole(at_least=1), default=1)
     max_stale: float = seconds(3600.0)

@@ -52,6 +52,14 @@ def _without_user(word: re.Match[str]) -> str:
     return f"...@{rest}" if at and ":" in user else word[0]
 
 
+def meant(name: str, known: Iterable[str]) -> str:
+    """The known name that a wrong one may stand for, as the end of a complaint; empty if none is near."""
+    import difflib  # only a mistake pays for it
+
+    near = difflib.get_close_matches(name, tuple(known), n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
 @dataclass(frozen=True, slots=True)
 class Fault:
     """One complaint about one setting.

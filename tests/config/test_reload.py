@@ -17,6 +17,7 @@ import pytest
 from meshlib import Mesh, UnknownService, report
 from meshlib.config import reload
 from meshlib.testing import Upstream
+from waiting import until
 
 LONG = 20.0
 
@@ -26,13 +27,6 @@ pytestmark = [pytest.mark.usefixtures("no_leaks"), pytest.mark.once]
 @pytest.fixture(autouse=True)
 def _hurry(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reload, "EVERY", 0.02)
-
-
-def until(is_true: Callable[[], object]) -> None:
-    deadline = time.monotonic() + LONG
-    while not is_true():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
 
 
 def text(*addresses: str, more: str = "") -> str:

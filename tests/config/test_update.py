@@ -49,19 +49,13 @@ from meshlib.discovery import Failover, Resolution, feed
 from meshlib.discovery.feed import Membership
 from meshlib.events import ConfigChanged, Event
 from meshlib.testing import ManualClock, Upstream
+from waiting import until
 
 A, B, C = "10.0.0.1:80", "10.0.0.2:80", "10.0.0.3:80"
 
 LONG = 20.0
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
-
-
-def until(is_true: Callable[[], object]) -> None:
-    deadline = time.monotonic() + LONG
-    while not is_true():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
 
 
 def answering(status: int = 200) -> Callable[[Endpoint], httpx.MockTransport]:
@@ -702,7 +696,7 @@ def test_no_call_is_lost_while_settings_change(fleet: list[Upstream]) -> None:
 def test_updates_stopped_halfway_in_a_parent_do_not_hold_up_a_child() -> None:
     mesh = Mesh(Service("orders", [A]))
     mesh._changing.acquire()
-    mesh.forget()
+    mesh._forget()
     mesh.update(Service("orders", [B]))
     assert places(mesh) == [B]
 

@@ -17,7 +17,8 @@ from meshlib import Breaker, Endpoint, LeastRequest, Service
 from meshlib.core.cluster import Cluster
 from meshlib.core.ending import Ending
 from meshlib.core.outcome import End
-from meshlib.core.snapshot import NodeSnapshot, ServiceSnapshot, quantile
+from meshlib.core.quantile import quantile
+from meshlib.core.snapshot import NodeSnapshot, ServiceSnapshot
 
 
 def test_D2_a_place_that_stays_keeps_its_node() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
 from typing import Any
 
 from meshlib import Endpoint
@@ -65,11 +64,3 @@ class Played:
             return Resolution(self.endpoints, self.ttl, self._version, warnings=self.warnings)
         finally:
             self.under_way -= 1
-
-
-def until(is_true: Callable[[], Any], seconds: float = 5.0, what: str = "") -> None:
-    """Wait for something that another thread brings about."""
-    deadline = time.monotonic() + seconds
-    while not is_true():
-        assert time.monotonic() < deadline, what or "it did not come to that"
-        time.sleep(0.005)

@@ -14,13 +14,14 @@ import pytest
 from faulty_consul import Answer, FaultyConsul
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
-from played import Played, until
+from played import Played
 from toy_dns import ToyDns
 
 from meshlib import ConfigError, Endpoint, HealthCheck, Mesh, ResolveError, Service
 from meshlib.discovery import Resolution, Static, hosts
 from meshlib.discovery.admission import is_forbidden
 from meshlib.testing import Upstream
+from waiting import until
 
 pytestmark = pytest.mark.usefixtures("hurry", "no_leaks")
 

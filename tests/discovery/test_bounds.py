@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from faulty_consul import Answer, FaultyConsul
-from played import Played, until
+from played import Played
 
 from meshlib import Endpoint, HealthCheck, Mesh, Service
 from meshlib import consul as consul_client
@@ -17,6 +17,7 @@ from meshlib.consul import ConsulAgent, ConsulError
 from meshlib.discovery import feed
 from meshlib.health import Finding, check
 from meshlib.plain import plain
+from waiting import until
 
 pytestmark = pytest.mark.usefixtures("hurry", "no_leaks")
 

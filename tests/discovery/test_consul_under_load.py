@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 from load import Load
-from played import until
 
 from components.absence import demanded
 from components.consul import Agent, binary, cluster
 from meshlib import Mesh, RoundRobin, Service
 from meshlib.testing import Upstream, upstreams
+from waiting import until
 
 pytestmark = pytest.mark.component
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import random
 import subprocess
 import sys
 import textwrap
@@ -13,11 +14,12 @@ import time
 from pathlib import Path
 
 import pytest
-from played import Played, until
+from played import Played
 
 from meshlib import Mesh, NoEndpoints, ResolveError, Service, control
 from meshlib.control import Control
 from meshlib.testing import Upstream
+from waiting import until
 
 pytestmark = pytest.mark.usefixtures("hurry", "no_leaks")
 
@@ -113,7 +115,7 @@ def test_a_resolver_that_blocks_or_ignores_its_cancellation_does_not_keep_close_
 
 def test_a_job_that_fails_is_counted_said_once_and_started_again(caplog: pytest.LogCaptureFixture) -> None:
     runs: list[int] = []
-    control = Control(__import__("random").Random(1))
+    control = Control(random.Random(1))
 
     async def job() -> None:
         runs.append(1)
@@ -140,7 +142,7 @@ def test_a_job_may_fail_for_hours(monkeypatch: pytest.MonkeyPatch) -> None:
         runs.append(1)
         raise ValueError
 
-    plane = Control(__import__("random").Random(1))
+    plane = Control(random.Random(1))
     plane.starters.append(lambda control: control.supervise("the job", job) and None)
     plane.ensure()
     until(lambda: len(runs) > 1100)

@@ -9,11 +9,11 @@ from collections.abc import Iterator
 
 import pytest
 from load import Answering, Load
-from played import until
 from toy_dns import ToyDns
 
 from meshlib import Mesh, RoundRobin, Service
 from meshlib.discovery import nameservers
+from waiting import until
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 

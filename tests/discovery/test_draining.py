@@ -10,13 +10,14 @@ import anyio
 import anyio.lowlevel
 import httpx
 import pytest
-from played import Played, until
+from played import Played
 
 from conftest import Colour
 from meshlib import Endpoint, Mesh, Service, report, updates
 from meshlib.endpoint import Place
 from meshlib.testing import Upstream
 from meshlib.transport.draining import Clients, Cut
+from waiting import until
 
 pytestmark = pytest.mark.usefixtures("hurry")
 

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from played import Played, until
+from played import Played
 
 from meshlib import Endpoint, Mesh, ResolveError, Service, report
 from meshlib.control import Control
@@ -16,6 +16,7 @@ from meshlib.discovery import Failover, feed, hosts
 from meshlib.discovery.feed import Membership
 from meshlib.discovery.watch import Watches
 from meshlib.testing import Upstream
+from waiting import until
 
 pytestmark = pytest.mark.usefixtures("hurry", "no_leaks")
 

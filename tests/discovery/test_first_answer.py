@@ -9,12 +9,13 @@ from typing import Any
 
 import httpx
 import pytest
-from played import Played, until
+from played import Played
 
 from conftest import Colour
 from meshes import get_or_error
 from meshlib import DeadlineExceeded, Mesh, NoEndpoints, ResolveError, Service, Timeout, report
 from meshlib.testing import Upstream
+from waiting import until
 
 SLACK = 0.5
 """Seconds that a busy machine may be late."""

@@ -17,13 +17,14 @@ from typing import Any
 
 import httpcore
 import pytest
-from played import Played, until
+from played import Played
 
 from meshes import mesh_of, outcomes, refusing
 from meshlib import TLS, Breaker, Endpoint, HealthCheck, Mesh, Retry, Service, health
 from meshlib.core.cluster import Cluster
 from meshlib.health import Finding, check
 from meshlib.testing import Upstream, upstreams
+from waiting import until
 
 pytestmark = pytest.mark.usefixtures("no_leaks", "hurry")
 

@@ -9,11 +9,12 @@ import time
 from typing import Any
 
 import pytest
-from played import Played, until
+from played import Played
 
 from meshlib import Endpoint, Mesh, NoEndpoints, ResolveError, Service, report
 from meshlib.discovery import Resolution, watch
 from meshlib.testing import ManualClock, Upstream
+from waiting import until
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 

@@ -8,7 +8,6 @@ import gc
 import gzip
 import socket
 import threading
-import time
 import tracemalloc
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
@@ -24,14 +23,14 @@ from meshlib import Breaker, DeadlineExceeded, Mesh, Retry, RoundRobin, Timeout,
 from meshlib.testing import Upstream, upstreams
 from meshlib.testing.upstream import generated
 from meshlib.transport import network, network_anyio, network_asyncio
+from payloads import unexhausted
+from waiting import until
+
+pytestmark = pytest.mark.usefixtures("collected")
 
 MIB = 1 << 20
 OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
 CHUNKED = b"HTTP/1.1 %d Status\r\ntransfer-encoding: chunked\r\n\r\n"
-
-
-unexhausted = pytest.mark.filterwarnings("ignore:Async generator .* was garbage collected:ResourceWarning")
-"""In trio, httpcore leaves generators behind where sending or reading breaks off; one test of their own is for them."""
 
 
 @pytest.fixture(scope="module")
@@ -54,20 +53,6 @@ def pair(started: list[Upstream]) -> list[Upstream]:
         upstream.script()
         upstream.clear()
     return started
-
-
-@pytest.fixture(autouse=True)
-def collected() -> Iterator[None]:
-    """What a test leaves to the garbage collector is found in this test and not in another."""
-    yield
-    gc.collect()
-
-
-def until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
-    give_up = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < give_up
-        time.sleep(0.005)
 
 
 @dataclass

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import io
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -41,8 +40,10 @@ from payloads import (
     slowly,
     source,
     unexhausted,
-    until,
 )
+from waiting import until
+
+pytestmark = pytest.mark.usefixtures("collected")
 
 LIMIT = 65536
 """`Retry.buffer_body`."""
@@ -70,13 +71,6 @@ def fleet(started: list[Upstream]) -> list[Upstream]:
         upstream.script()
         upstream.clear()
     return started
-
-
-@pytest.fixture(autouse=True)
-def collected() -> Iterator[None]:
-    """What a test leaves to the garbage collector is found in this test and not in another."""
-    yield
-    gc.collect()
 
 
 class AsyncParts:

@@ -40,15 +40,15 @@ from meshlib import (
 )
 from meshlib.testing import Upstream
 from meshlib.testing.upstream import generated
+from payloads import unexhausted
+
+pytestmark = pytest.mark.usefixtures("collected")
 
 TOTAL = 0.5
 BUSY = 1.5
 """Seconds that a busy machine may add."""
 
 UPLOAD = 60_000_000
-
-unexhausted = pytest.mark.filterwarnings("ignore:Async generator .* was garbage collected:ResourceWarning")
-"""In trio, httpcore leaves generators behind where sending or reading breaks off; one test of their own is for them."""
 
 Expired = Callable[..., Awaitable[Any]]
 Noted = Callable[[float], float]
@@ -70,13 +70,6 @@ NO_END: dict[str, dict[str, object]] = {
     "tiny_chunks": {"fault": "tiny_chunks", "size": 10_000_000},
     "gigabytes": {"size": 100 << 30},
 }
-
-
-@pytest.fixture(autouse=True)
-def collected() -> Iterator[None]:
-    """What a test leaves to the garbage collector is found in this test and not in another."""
-    yield
-    gc.collect()
 
 
 @pytest.fixture

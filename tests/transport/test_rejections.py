@@ -15,7 +15,8 @@ from conftest import Colour
 from meshes import mesh_of, outcomes
 from meshlib import Connections, DeadlineExceeded, Mesh, RoundRobin, Service, Timeout, options
 from meshlib.testing import Upstream
-from payloads import BUSY, Wrapped, arrived, unexhausted, until
+from payloads import BUSY, Wrapped, arrived, unexhausted
+from waiting import until
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,6 @@ from typing import Any
 
 import httpcore
 
-from meshlib.cli.screen import plain
 from meshlib.config.reading import Configuration
 from meshlib.config.schema import written
 from meshlib.config.sources import of_file
@@ -25,6 +24,7 @@ from meshlib.core.snapshot import ServiceSnapshot
 from meshlib.endpoint import Endpoint
 from meshlib.errors import ConfigError, ResolveError
 from meshlib.mesh import Mesh
+from meshlib.plain import printable
 from meshlib.service import Service
 from meshlib.transport.network import Bounded
 from meshlib.transport.network_asyncio import connect
@@ -129,7 +129,7 @@ async def _why_not(service: Service, endpoint: Endpoint, timeout: float) -> str:
 
 
 def _say(words: str) -> None:
-    print(plain(words), flush=True)
+    print(printable(words), flush=True)
 
 
 def _count(count: int, noun: str) -> str:

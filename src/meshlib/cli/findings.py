@@ -11,9 +11,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from meshlib.cli.screen import aligned, can_draw, plain
+from meshlib.cli.screen import aligned, can_draw
 from meshlib.discovery.resolver import Resolution
 from meshlib.endpoint import Endpoint
+from meshlib.plain import printable
 
 HEADINGS = ("place", "priority", "weight", "zone", "metadata")
 _NUMBERS = ("priority", "weight")
@@ -60,7 +61,7 @@ def _show_json(source: str, finding: Finding, *, is_watching: bool) -> None:
     elif finding.answer is not None:
         print(json.dumps(_document(source, finding), indent=2, default=str), flush=True)
     else:
-        print(f"meshlib resolve: {plain(finding.error)}", file=sys.stderr)
+        print(f"meshlib resolve: {printable(finding.error)}", file=sys.stderr)
 
 
 def _document(source: str, finding: Finding) -> dict[str, Any]:
@@ -90,7 +91,7 @@ def _show(source: str, finding: Finding, *, is_watching: bool) -> None:
     when = f"{finding.at:.1f} s: " if is_watching else ""
     if (answer := finding.answer) is None:
         sys.stdout.flush()
-        print(f"meshlib resolve: {when}{plain(finding.error)}", file=sys.stderr, flush=True)
+        print(f"meshlib resolve: {when}{printable(finding.error)}", file=sys.stderr, flush=True)
         return
     rows = [_cells(endpoint) for endpoint in answer.endpoints]
     if rows and can_draw():
@@ -98,22 +99,22 @@ def _show(source: str, finding: Finding, *, is_watching: bool) -> None:
     elif rows:
         print(*aligned(HEADINGS, rows, _NUMBERS), sep="\n")
     for warning in answer.warnings:
-        print(f"warning: {plain(warning)}")
+        print(f"warning: {printable(warning)}")
     print(f"{when}{_summary(source, finding.took, answer)}", *([""] if is_watching else []), sep="\n", flush=True)
 
 
 def _cells(endpoint: Endpoint) -> tuple[str, ...]:
     metadata = " ".join(f"{name}={value}" for name, value in endpoint.metadata.items())
     words = (str(endpoint), str(endpoint.priority), f"{endpoint.weight:g}", endpoint.zone, metadata)
-    return tuple(map(plain, words))
+    return tuple(map(printable, words))
 
 
 def _summary(source: str, took: float, answer: Resolution) -> str:
     count = len(answer.endpoints)
-    words = [f"{count or 'no'} endpoint{'s' * (count != 1)} from {plain(source)}"]
+    words = [f"{count or 'no'} endpoint{'s' * (count != 1)} from {printable(source)}"]
     words.append("waits for changes" if answer.ttl is None else f"ttl {answer.ttl:g} s")
     if (index := _index(answer)) is not None:
-        words.append(f"index {plain(str(index))}")
+        words.append(f"index {printable(str(index))}")
     return "; ".join([*words, f"took {took * 1000:.1f} ms"])
 
 

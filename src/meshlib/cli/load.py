@@ -185,7 +185,7 @@ class Load:
             started = time.monotonic()
             try:
                 result: Result = client.get(self._way.url(number))
-            except Exception as error:
+            except Exception as error:  # whatever it is, the call has failed, which is what is counted
                 result = error
             self._record(number, started, result)
 
@@ -196,7 +196,7 @@ class Load:
             started = time.monotonic()
             try:
                 result: Result = await client.get(self._way.url(number))
-            except Exception as error:
+            except Exception as error:  # see `_work`
                 result = error
             self._record(number, started, result)
 

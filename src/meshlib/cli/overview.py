@@ -12,7 +12,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
-from meshlib.cli.screen import aligned, can_draw, plain
+from meshlib.cli.screen import aligned, can_draw
+from meshlib.plain import printable
 
 if TYPE_CHECKING:
     from rich.console import ConsoleDimensions, RenderableType
@@ -56,7 +57,7 @@ class Line:
             f"{node['failures']:,d}",
             _reason(node),
         )
-        return cls(tuple(map(plain, words)), bool(node["eligible"]), node["state"] == "closed")
+        return cls(tuple(map(printable, words)), bool(node["eligible"]), node["state"] == "closed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,12 +82,16 @@ class ServiceLines:
             f"{service['budget_tokens']:.0f} of {service['budget_capacity']:,.0f} budget tokens",
             *([f"{service['throttle_share']:.0%} refused here"] if service["throttle_share"] else []),
             *([f"{service['panics']:,d} panic{'s' * (service['panics'] != 1)}"] if service["panics"] else []),
-            f"by {plain(service['balancer'])}",
-            f"from {plain(service['source']) or '-'}",
+            f"by {printable(service['balancer'])}",
+            f"from {printable(service['source']) or '-'}",
             "no answer yet" if age is None else f"confirmed {age:.0f} s ago",
         )
         return cls(
-            plain(name), bool(service["panic"]), ", ".join(figures), tuple(map(plain, service["warnings"])), lines
+            printable(name),
+            bool(service["panic"]),
+            ", ".join(figures),
+            tuple(map(printable, service["warnings"])),
+            lines,
         )
 
     def cut(self, most: int) -> tuple[Sequence[Line], int]:
@@ -134,7 +139,7 @@ def shown_on(source: str, *, is_once: bool) -> Iterator[Show]:
 
 def _print(source: str, overview: Overview, why: str) -> None:
     if why:
-        print(f"{source}: {plain(why)}", file=sys.stderr, flush=True)
+        print(f"{source}: {printable(why)}", file=sys.stderr, flush=True)
         return
     for service in overview.services:
         print(f"{service.name}: {'PANIC, ' * service.panic}{service.figures}")
@@ -157,7 +162,7 @@ def _fitted(source: str, overview: Overview, why: str, size: ConsoleDimensions) 
     from rich.console import Group
     from rich.text import Text
 
-    status = Text(f"  {plain(why)}", "bold red") if why else Text("  live", "green")
+    status = Text(f"  {printable(why)}", "bold red") if why else Text("  live", "green")
     parts: list[RenderableType] = [Text.assemble((source, "bold"), status)]
     taken = 1 + sum(len(_titles(service)) + 3 for service in overview.services)
     room = max(1, (size.height - taken) // max(1, len(overview.services)))

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 
 from meshlib.cli.faults import Stage
 from meshlib.cli.load import Record
-from meshlib.core.snapshot import ServiceSnapshot, quantile
+from meshlib.core.quantile import quantile
+from meshlib.core.snapshot import ServiceSnapshot
 
 REMEMBERED = 256
 """Calls whose latencies the quantiles are taken of; as many as a node remembers."""

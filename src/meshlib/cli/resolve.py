@@ -98,7 +98,7 @@ def _asking(resolver: Resolver, service: str) -> Iterator[Ask]:
         future = asyncio.run_coroutine_threadsafe(_answer(resolver, service, previous), loop)
         try:
             answer, error = future.result(), ""
-        except Exception as raised:
+        except Exception as raised:  # a resolver may raise anything, and it is shown
             answer, error = None, _said(raised)
         finally:
             future.cancel()

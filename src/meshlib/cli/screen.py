@@ -148,11 +148,6 @@ def aligned(headings: Sequence[str], rows: Iterable[Sequence[str]], numbers: Col
     return ["  ".join(map(_padded, words, widths, (name in numbers for name in headings))).rstrip() for words in lines]
 
 
-def plain(text: str) -> str:
-    """A text on one line, without anything that a terminal would act on."""
-    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
-
-
 def _padded(word: str, width: int, is_number: bool) -> str:
     return word.rjust(width) if is_number else word.ljust(width)
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from meshlib.cli.faults import Death
 from meshlib.cli.load import Record
-from meshlib.core.snapshot import quantile
+from meshlib.core.quantile import quantile
 from meshlib.policy import Budget, Retry
 
 SLOW = 0.45

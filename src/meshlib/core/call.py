@@ -27,7 +27,7 @@ from meshlib.core.backup import backup
 from meshlib.core.choosing import anywhere, attempt_at, probe, well_first
 from meshlib.core.cluster import Cluster
 from meshlib.core.ending import Ending, drop, judge, spoil
-from meshlib.core.following import Standing, another
+from meshlib.core.following import CallState, another
 from meshlib.core.node import Node
 from meshlib.core.outcome import REJECTING, End, Outcome
 from meshlib.core.report import Attempt, Kind, Report
@@ -327,7 +327,7 @@ class Call:
         """Go on with another attempt, if there may be one, there is time for it and it can be paid for."""
         cluster, retry, attempts = self.cluster, self.service.retry, self.report.attempts
         with cluster.lock:
-            found = another(cluster, self._standing(now), attempt, ending, now)
+            found = another(cluster, self._state(now), attempt, ending, now)
         if isinstance(found, str):
             return self._stop(attempt, found)
         kind, wait = found
@@ -350,8 +350,8 @@ class Call:
         self._counted += kind == "retry"
         return self._go_on(attempt, kind, wait)
 
-    def _standing(self, now: float) -> Standing:
-        return Standing(
+    def _state(self, now: float) -> CallState:
+        return CallState(
             retry=self.service.retry,
             repeatable=self.repeatable,
             retries=self._retries,

@@ -19,7 +19,7 @@ from meshlib.core.tally import Decision
 from meshlib.policy import Retry
 
 
-class Standing(NamedTuple):
+class CallState(NamedTuple):
     """Where a call stands when one of its attempts has ended badly.
 
     Attributes:
@@ -42,7 +42,7 @@ class Standing(NamedTuple):
 
 
 def another(
-    cluster: Cluster, call: Standing, attempt: Attempt, ending: Ending, now: float
+    cluster: Cluster, call: CallState, attempt: Attempt, ending: Ending, now: float
 ) -> tuple[Kind, float] | Decision:
     """What may follow this attempt, and after how many seconds; or why nothing may."""
     if not ending.resendable:
@@ -59,18 +59,18 @@ def another(
     return kind, _wait_before(cluster, call, kind, attempt, now)
 
 
-def _fails_over(cluster: Cluster, call: Standing, attempt: Attempt, now: float) -> bool:
+def _fails_over(cluster: Cluster, call: CallState, attempt: Attempt, now: float) -> bool:
     """Whether another attempt would be a failover, which is no retry."""
     if attempt.outcome is not Outcome.not_sent:
         return False
     return _count(call, "failover") < len(cluster.view.nodes) and has_untried(cluster, call.attempts, now)
 
 
-def _count(call: Standing, kind: Kind) -> int:
+def _count(call: CallState, kind: Kind) -> int:
     return sum(attempt.kind == kind for attempt in call.attempts)
 
 
-def _why_no_retry(cluster: Cluster, call: Standing, attempt: Attempt) -> Decision | None:
+def _why_no_retry(cluster: Cluster, call: CallState, attempt: Attempt) -> Decision | None:
     """Why there may be no retry; None if there may."""
     retry = call.retry
     if is_among_strangers(cluster, call.attempts):
@@ -88,7 +88,7 @@ def _why_no_retry(cluster: Cluster, call: Standing, attempt: Attempt) -> Decisio
     return None if call.counted < retry.max_attempts else "attempts_exhausted"
 
 
-def _wait_before(cluster: Cluster, call: Standing, kind: Kind, attempt: Attempt, now: float) -> float:
+def _wait_before(cluster: Cluster, call: CallState, kind: Kind, attempt: Attempt, now: float) -> float:
     """The server's word (rule C9); nothing before a failover or the first retry elsewhere; else the back-off."""
     if attempt.retry_after is not None:
         return attempt.retry_after

@@ -9,9 +9,8 @@ load for it. It knows neither nodes nor the retry budget, which pays for every h
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
-from math import ceil
 
+from meshlib.core.quantile import quantile
 from meshlib.policy import Hedge
 
 REMEMBERED = 500
@@ -47,7 +46,7 @@ class Hedging:
         self._share = None if settings.after is not None else settings.max_extra
         self._delay = settings.after
         if self._share is not None and len(self._latencies) >= ENOUGH:
-            self._delay = quantile(self._latencies, 1 - self._share)
+            self._delay = quantile(sorted(self._latencies), 1 - self._share)
 
     def delay(self) -> float | None:
         """A call begins that may be hedged: after how many seconds it may be; None if too little is known yet."""
@@ -73,7 +72,7 @@ class Hedging:
         self._awaited -= 1
         if self._awaited <= 0:
             self._awaited = EVERY
-            self._delay = quantile(self._latencies, 1 - self._share)
+            self._delay = quantile(sorted(self._latencies), 1 - self._share)
 
 
 def hedging_by(settings: Hedge | None, before: Hedging | None = None) -> Hedging | None:
@@ -82,9 +81,3 @@ def hedging_by(settings: Hedge | None, before: Hedging | None = None) -> Hedging
         return None if settings is None else Hedging(settings)
     before.adopt(settings)
     return before
-
-
-def quantile(latencies: Iterable[float], share: float) -> float:
-    """The smallest of them that at least `share` of them are not above."""
-    ranked = sorted(latencies)
-    return ranked[max(0, ceil(share * len(ranked) - 1e-9) - 1)]  # the share may be a hair too much, as 1 - 0.02 is

@@ -6,13 +6,12 @@ state.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
 from meshlib.core.breaker import NodeBreaker, State
 from meshlib.core.node import Node
+from meshlib.core.quantile import quantile
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -157,8 +156,3 @@ def _why_by_breaker(breaker: NodeBreaker, now: float) -> str:
     if breaker.unenforced:
         return f"closed; would have been ejected {breaker.unenforced} times, at last after {breaker.why}"
     return "closed"
-
-
-def quantile(ordered: Sequence[float], share: float) -> float | None:
-    """The nearest-rank quantile of values in ascending order; None if there are none."""
-    return ordered[max(0, math.ceil(share * len(ordered)) - 1)] if ordered else None

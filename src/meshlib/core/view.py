@@ -142,15 +142,17 @@ class View:
                 offered += pool
         called = levels.order[0].priority if levels.order else 0
         return cls(
-            nodes,
-            _with_room(_one_by_one(orders), service.limit),
-            type(service.balancer).__name__,
-            tuple(offered),
-            tuple(node for node in nodes if node.is_ejected and node.endpoint.priority <= called),
-            frozenset(node for level in levels.order if level.priority in levels.panicking for node in level.nodes),
-            called,
-            called in levels.panicking,
-            min((node.breaker.next_step(now) for node in nodes), default=inf),
+            nodes=nodes,
+            candidates=_with_room(_one_by_one(orders), service.limit),
+            balancer=type(service.balancer).__name__,
+            offered=tuple(offered),
+            ejected=tuple(node for node in nodes if node.is_ejected and node.endpoint.priority <= called),
+            panicking=frozenset(
+                node for level in levels.order if level.priority in levels.panicking for node in level.nodes
+            ),
+            priority=called,
+            panic=called in levels.panicking,
+            until=min((node.breaker.next_step(now) for node in nodes), default=inf),
         )
 
 

@@ -15,7 +15,7 @@ from meshlib.errors import ResolveError
 SHORTEST, LONGEST = 1.0, 300.0
 """Bounds of a TTL in seconds: no name is worth more than a query per second, and five minutes may be too late."""
 
-UNSAID = 5.0
+DEFAULT_TTL = 5.0
 """Seconds that hold when no record says how long."""
 
 INCOMPLETE = 10.0
@@ -41,7 +41,7 @@ class Addresses:
 
 def bounded(ttls: Iterable[float | None], *, incomplete: bool = False) -> float:
     """The TTL of an answer made from parts with these."""
-    shortest = min((each for each in ttls if each is not None), default=UNSAID)
+    shortest = min((each for each in ttls if each is not None), default=DEFAULT_TTL)
     return max(SHORTEST, min(shortest, INCOMPLETE if incomplete else LONGEST))
 
 

@@ -28,6 +28,8 @@ from meshlib.validation import ConfigError, check, instance, number, ruled
 __all__ = ["Consul", "ConsulIndex"]
 
 STALE = 30.0
+"""Seconds that an answer of a server that is not the leader may be behind it, unless the URL says otherwise."""
+
 PATIENCE = 10.0
 """Seconds for an answer that is not waited for: without a leader, a server tries for 7 s before it gives up."""
 
@@ -35,7 +37,11 @@ POLL_EVERY = 5.0
 """Seconds between queries where there is no index to wait with."""
 
 PREPARED_TTL = 10.0
+"""Seconds that the answer of a prepared query holds if it does not say so itself."""
+
 LONGEST_TTL = 300.0
+"""Seconds that it holds at most, whatever it says."""
+
 WORTH_A_WORD = 1.0
 """Seconds without contact to the leader from which an answer says so. Followers hear from it several times a second."""
 

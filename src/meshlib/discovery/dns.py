@@ -19,7 +19,7 @@ from meshlib.discovery.addresses import bounded, look_up
 from meshlib.discovery.nameservers import Answer, Nameservers
 from meshlib.discovery.resolver import Resolution
 from meshlib.discovery.targets import Known, addresses_of
-from meshlib.endpoint import Endpoint
+from meshlib.endpoint import Endpoint, joined
 from meshlib.errors import ResolveError
 from meshlib.validation import is_host_name
 
@@ -181,7 +181,7 @@ def _settle(resolver: Dns | DnsSrv, example: str) -> None:
         lambda: _check_tcp(resolver.tcp),
     )
     object.__setattr__(resolver, "_asked", tuple(dict.fromkeys(asked)))
-    object.__setattr__(resolver, "nameserver", tuple(urls.joined(*each) for each in resolver._asked) or None)
+    object.__setattr__(resolver, "nameserver", tuple(joined(*each) for each in resolver._asked) or None)
 
 
 def _check_tcp(tcp: Any) -> None:
@@ -215,7 +215,7 @@ def _options(query: str) -> dict[str, Any]:
 
 
 def _query(resolver: Dns | DnsSrv) -> str:
-    parts = [f"nameserver={urls.joined(*each)}" for each in resolver._asked] + ["tcp=true"] * resolver.tcp
+    parts = [f"nameserver={joined(*each)}" for each in resolver._asked] + ["tcp=true"] * resolver.tcp
     return "?" + "&".join(parts) if parts else ""
 
 

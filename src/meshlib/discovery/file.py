@@ -17,7 +17,7 @@ from urllib.parse import unquote
 from meshlib.discovery.resolver import Resolution
 from meshlib.endpoint import Endpoint, Place
 from meshlib.errors import ResolveError
-from meshlib.validation import ConfigError, Fault
+from meshlib.validation import ConfigError, Fault, meant
 
 EXAMPLE = "for example 'file:endpoints.toml' or 'file:///etc/orders.json'"
 
@@ -219,13 +219,10 @@ def _bad_metadata(path: str, metadata: Any) -> list[Fault]:
 
 
 def _unknown(path: str, table: dict[str, Any], known: tuple[str, ...]) -> list[Fault]:
-    from difflib import get_close_matches
-
-    faults = []
-    for name in table.keys() - set(known):
-        near = get_close_matches(name, known, n=1)
-        meant = f"; did you mean {near[0]!r}?" if near else ""
-        faults.append(Fault(_inside(path, name), f"must not be there{meant} (known: {', '.join(known)})"))
+    faults = [
+        Fault(_inside(path, name), f"must not be there{meant(name, known)} (known: {', '.join(known)})")
+        for name in table.keys() - set(known)
+    ]
     return sorted(faults, key=str)
 
 

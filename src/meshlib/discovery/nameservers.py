@@ -24,7 +24,7 @@ import dns.rrset
 import dns.ttl
 from dns.nameserver import Do53Nameserver, Nameserver
 
-from meshlib.discovery.urls import joined
+from meshlib.endpoint import joined
 from meshlib.errors import ResolveError
 
 TIMEOUT = 1.5

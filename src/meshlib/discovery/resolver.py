@@ -76,7 +76,7 @@ def wrong_with(resolver: Any) -> str | None:
         return f"must be a resolver whose 'resolve' is an 'async def', {given}"
     try:
         source_of(resolver)
-    except Exception as error:
+    except Exception as error:  # it may be a property, or have a `__str__`, of the user's
         return f"must be a resolver whose 'source' can be told, {given}: it raised {type(error).__name__}"
     try:
         hash(getattr(resolver, "watch_key", None))

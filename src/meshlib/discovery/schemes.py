@@ -81,14 +81,14 @@ def _made(entry: EntryPoint, url: str) -> Resolver:
     name = f"entry point {entry.name!r} of {GROUP} ({entry.value})"
     try:
         make = entry.load()
-    except Exception as error:
+    except Exception as error:  # what a package raises while it is imported is up to it
         fault = Fault("resolver", f"must be of a scheme that can be loaded: {name} raised {type(error).__name__}")
         raise ConfigError([fault]) from error
     try:
         resolver: Any = make(url)
     except ConfigError:
         raise
-    except Exception as error:
+    except Exception as error:  # likewise
         fault = Fault("resolver", f"must be a URL that {name} takes: it raised {type(error).__name__}")
         raise ConfigError([fault]) from error
     if wrong := wrong_with(resolver):

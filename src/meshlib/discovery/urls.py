@@ -12,7 +12,7 @@ from ipaddress import ip_address
 from typing import NoReturn
 from urllib.parse import SplitResult, parse_qsl, urlsplit
 
-from meshlib.validation import ConfigError, Fault
+from meshlib.validation import ConfigError, Fault, meant
 
 PATH = "resolver"
 """Where a fault of a resolver is, in the user's words."""
@@ -69,7 +69,7 @@ def parameters(query: str, known: Iterable[str]) -> dict[str, list[str]]:
     known, found, faults = tuple(known), dict[str, list[str]](), []
     for name, value in parse_qsl(query, keep_blank_values=True):
         if name not in known:
-            faults.append(f"unknown parameter{_shown(name)}{_meant(name, known)}")
+            faults.append(f"unknown parameter{_shown(name)}{_hint(name, known)}")
         found.setdefault(name, []).append(value)
     if faults:
         refuse(*faults)
@@ -106,11 +106,6 @@ def nameserver(text: str) -> tuple[str, int]:
     )
 
 
-def joined(address: str, port: int) -> str:
-    """Write an address and a port as one."""
-    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
-
-
 def gather(*checks: Callable[[], object]) -> None:
     """Run every check, and raise what all of them found.
 
@@ -138,8 +133,5 @@ def _shown(name: str) -> str:
     return f" {name!r}" if _WORD.match(name) else ""
 
 
-def _meant(name: str, known: tuple[str, ...]) -> str:
-    import difflib  # only a mistake pays for it
-
-    near = difflib.get_close_matches(name, known, n=1)
-    return f"; did you mean {near[0]!r}?" if near else f" (known: {', '.join(known)})"
+def _hint(name: str, known: tuple[str, ...]) -> str:
+    return meant(name, known) or f" (known: {', '.join(known)})"

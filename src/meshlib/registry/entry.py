@@ -18,15 +18,15 @@ from meshlib.endpoint import Endpoint
 from meshlib.validation import ConfigError, Fault, check, number, ruled, whole
 
 CHECKS = ("ttl", "http", "tcp")
-SHORTEST_TTL = 1.0
-LONGEST_TTL = 3600.0
 
-SHORTEST_REAPING = 60.0
-"""Consul takes less for a minute."""
+SHORTEST_TTL, LONGEST_TTL = 1.0, 3600.0
+"""Seconds without a heartbeat after which an instance may be called critical."""
 
-LONGEST_REAPING = 365 * 86400.0
+SHORTEST_REAPING, LONGEST_REAPING = 60.0, 365 * 86400.0
+"""Seconds that one may be critical before it is forgotten. Consul takes less for a minute."""
 
 Alive = Callable[[], bool | Awaitable[bool]]
+"""Whether the application is well."""
 
 _NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,126}[A-Za-z0-9])?\Z")
 _META_KEY = re.compile(r"[A-Za-z0-9_-]{1,128}\Z")

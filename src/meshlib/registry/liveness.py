@@ -19,6 +19,7 @@ class Liveness:
     """Who is asked.
 
     Args:
+        entry: whose port is asked where there is no loop.
         loop: the application's event loop; None if it has none.
         alive: a function, sync or async, that is true while the application is well; None for none. An async one runs
             on the application's loop, if there is one; any other in a thread.

@@ -19,7 +19,9 @@ SHORTEST, LONGEST = 0.25, 10.0
 """Seconds from an error to the next try: what they grow from, and to."""
 
 DOUBLINGS = 10
+
 JITTER = 0.1
+"""The share by which a heartbeat comes sooner or later by chance."""
 
 
 class Pulse:
@@ -27,6 +29,7 @@ class Pulse:
 
     Args:
         ttl: seconds after which the registry calls us critical.
+        rng: for the jitter.
         now: when the first one is due.
     """
 

@@ -18,7 +18,7 @@ import anyio
 
 from meshlib.control import Control
 from meshlib.core.chance import Rng
-from meshlib.fork import inherited, strays
+from meshlib.fork import inherit, strays
 from meshlib.registry.departure import Departure
 from meshlib.registry.entry import Entry
 from meshlib.registry.liveness import Liveness
@@ -55,7 +55,7 @@ class Registration:
         self._departure: Departure | None = None
         self._patience = LEAVE_WITHIN + entry.drain + SLACK
         self.counts: Counter[str] = Counter()
-        inherited.add(self)
+        inherit(self, Registration._forget)
 
     @property
     def name(self) -> str:
@@ -124,14 +124,6 @@ class Registration:
         if self._stay is not None:
             self._stay.ask_to_leave()
 
-    def forget(self) -> None:
-        """After a fork, in the child; called by itself. The parent's it stays; `start` begins one of the child's."""
-        stay, self._stay = self._stay, None
-        _started.discard(self)
-        if stay is not None:
-            strays.append(stay)
-            stay.forget()
-
     def __enter__(self) -> Registration:
         self.start()
         return self
@@ -152,6 +144,14 @@ class Registration:
 
     def __repr__(self) -> str:
         return f"<Registration {self.id}: {self.state}>"
+
+    def _forget(self) -> None:
+        """After a fork, in the child. The parent's it stays; `start` begins one of the child's."""
+        stay, self._stay = self._stay, None
+        _started.discard(self)
+        if stay is not None:
+            strays.append(stay)
+            stay.forget()
 
     def _leave_then(self, then: Callable[[], None]) -> bool:
         stay = self._stay

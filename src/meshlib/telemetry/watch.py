@@ -88,7 +88,7 @@ class Telemetry:
         if self._is_looking.acquire(blocking=False):
             try:
                 self._look()
-            except Exception:
+            except Exception:  # of the provider's
                 self.looks_at = inf
                 logger.exception("OpenTelemetry's providers cannot be used; calls go unobserved")
             finally:

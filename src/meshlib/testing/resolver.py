@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from meshlib.discovery.admission import is_forbidden
 from meshlib.discovery.resolver import Resolution
 from meshlib.endpoint import Endpoint
-from meshlib.fork import inherited
+from meshlib.fork import inherit
 
 PATIENCE = 5.0
 """Seconds that `set` and `fail` wait at most."""
@@ -57,13 +57,8 @@ class ManualResolver:
         self._endpoints = _read(endpoints)
         self._error: Exception | None = None
         self._version = 0
-        self.forget()
-        inherited.add(self)
-
-    def forget(self) -> None:
-        """After a fork, in the child: who has asked is the parent's."""
-        self._changed = threading.Condition()
-        self._followers: dict[tuple[asyncio.AbstractEventLoop, str], Follower] = {}
+        self._forget()
+        inherit(self, ManualResolver._forget)
 
     def set(self, endpoints: Iterable[Endpoint | str]) -> None:
         """From now on there are these; none is an answer, too."""
@@ -92,6 +87,11 @@ class ManualResolver:
             except BaseException:
                 self._followers.pop((loop, service), None)
                 raise
+
+    def _forget(self) -> None:
+        """After a fork, in the child: who has asked is the parent's."""
+        self._changed = threading.Condition()
+        self._followers: dict[tuple[asyncio.AbstractEventLoop, str], Follower] = {}
 
     async def _next(self, follower: Follower) -> None:
         """What was answered is in force; wait for something newer."""

@@ -2,7 +2,7 @@
 
 This module decides how such a server is started, reached, stopped in its tracks and killed, so that a test can treat
 it as a real upstream that lies, stalls, dies and comes back. It never decides what a server answers (that is the
-program in ``upstream_server``, see its ``Step`` for the keys of a step), never signals a process it did not start,
+program in `upstream_server`, see its `Step` for the keys of a step), never signals a process it did not start,
 and never leaves a process, a port or a file descriptor behind once a handle is closed. It is for POSIX systems.
 """
 
@@ -30,18 +30,18 @@ __all__ = ["Request", "Step", "Upstream", "generated", "upstreams"]
 Step: TypeAlias = Mapping[str, object]
 """What one request gets back. Keys, all optional:
 
-``status`` (200), ``headers`` (a mapping or a list of pairs; they replace defaults of the same name), ``body`` (text)
-or ``size`` (bytes of body, see :func:`generated`), ``delay`` (seconds between the end of the request and the answer,
-0), ``chunked`` (False), ``interval`` (seconds between the pieces of a slow fault, 0.01) and ``fault``, one of:
+`status` (200), `headers` (a mapping or a list of pairs; they replace defaults of the same name), `body` (text)
+or `size` (bytes of body, see `generated`), `delay` (seconds between the end of the request and the answer,
+0), `chunked` (False), `interval` (seconds between the pieces of a slow fault, 0.01) and `fault`, one of:
 
-- no answer: ``hang``; ``reset`` (RST) and ``close`` (FIN) once the request was read; ``stall_reader``, which reads the
+- no answer: `hang`; `reset` (RST) and `close` (FIN) once the request was read; `stall_reader`, which reads the
   headers and nothing after them;
-- no HTTP: ``half_status`` (half a status line, FIN), ``garbage`` (other bytes, FIN);
-- an odd head, then the answer: ``big_headers`` (128 KiB), ``drip_headers`` (a byte per interval); and ``endless_1xx``
+- no HTTP: `half_status` (half a status line, FIN), `garbage` (other bytes, FIN);
+- an odd head, then the answer: `big_headers` (128 KiB), `drip_headers` (a byte per interval); and `endless_1xx`
   (100 and 103 in turn, for ever);
-- an odd body: ``drip`` (a byte per interval, ``size`` 100), ``cut`` and ``cut_reset`` (half of ``size`` 1000, then FIN
-  or RST), ``tiny_chunks`` (``size`` 100 chunks of a byte), ``gzip_bomb`` (``size`` 10 MiB of zeros once decoded);
-- ``close_after``: the right answer, then a FIN that no header announced.
+- an odd body: `drip` (a byte per interval, `size` 100), `cut` and `cut_reset` (half of `size` 1000, then FIN
+  or RST), `tiny_chunks` (`size` 100 chunks of a byte), `gzip_bomb` (`size` 10 MiB of zeros once decoded);
+- `close_after`: the right answer, then a FIN that no header announced.
 """
 
 _PROGRAM = Path(__file__).with_name("upstream_server.py")
@@ -53,11 +53,16 @@ _CONTROL_BOUND = 5.0
 class Request:
     """One request as an upstream read it.
 
-    Parameters: ``target``, the path with its query; ``headers``, pairs in order of arrival; ``body_digest``, the
-    sha256 of the decoded body in hex, empty until ``complete``; ``body_length``, bytes of body read so far;
-    ``connection``, the serial number from 1 of the connection among those that carried requests; ``at``, seconds of
-    ``time.monotonic()`` when the headers were read; ``step``, index of the script's step, None for ``then``;
-    ``complete``, whether the body was read to its end.
+    Attributes:
+        method: in capitals, as a rule.
+        target: the path with its query.
+        headers: pairs in order of arrival.
+        body_digest: the sha256 of the decoded body in hex, empty until `complete`.
+        body_length: bytes of body read so far.
+        connection: the serial number from 1 of the connection among those that carried requests.
+        at: seconds of `time.monotonic()` when the headers were read.
+        step: index of the script's step, None for `then`.
+        complete: whether the body was read to its end.
     """
 
     method: str
@@ -71,26 +76,30 @@ class Request:
     complete: bool
 
     def values(self, name: str) -> list[str]:
-        """Return the values of all headers called ``name`` (in any case), in order."""
+        """The values of all headers called `name` (in any case), in order."""
         return [value for key, value in self.headers if key.lower() == name.lower()]
 
 
 def generated(size: int) -> bytes:
-    """Return the body an upstream makes for ``size`` bytes: the bytes 0 to 250, over and over."""
+    """The body an upstream makes for `size` bytes: the bytes 0 to 250, over and over."""
     return (bytes(range(251)) * (size // 251 + 1))[:size]
 
 
 class Upstream:
     """One scripted server process on 127.0.0.1.
 
-    Parameters: ``name``, told in every answer's ``x-upstream`` (default "a"); ``port`` (default 0, a free one);
-    ``delay``, seconds before every answer no script covers (default 0); ``cert`` and ``key``, paths of PEM files
-    that turn TLS on (default none); ``ca``, path of the authorities whose client certificates are then required
-    (default none). Usable as a context manager, which starts and closes it. Safe to share between threads only for
-    control calls: :meth:`script`, :meth:`log`, :meth:`stats`, :meth:`clear`, :meth:`accept_reset`.
+    Usable as a context manager, which starts and closes it. Safe to share between threads only for control calls:
+    `script`, `log`, `stats`, `clear`, `accept_reset`; they raise RuntimeError if no process runs.
 
-    From the first start to :meth:`close` the handle keeps the port reserved: while the process is dead, connections
-    are refused, and nobody else is given the port.
+    From the first start to `close` the handle keeps the port reserved: while the process is dead, connections are
+    refused, and nobody else is given the port.
+
+    Args:
+        name: told in every answer's `x-upstream`. Default "a".
+        port: where it listens. Default 0, a free one.
+        delay: seconds before every answer no script covers. Default 0.
+        cert, key: paths of PEM files that turn TLS on. Default none.
+        ca: path of the authorities whose client certificates are then required. Default none.
     """
 
     host = "127.0.0.1"
@@ -119,14 +128,18 @@ class Upstream:
 
     @property
     def port(self) -> int:
-        """The port; RuntimeError before the first start if it was left to be chosen."""
+        """Where it listens.
+
+        Raises:
+            RuntimeError: before the first start, if it was left to be chosen.
+        """
         if not self._port:
             raise RuntimeError(f"upstream {self.name} has no port before it is started")
         return self._port
 
     @property
     def address(self) -> str:
-        """Host and port as ``127.0.0.1:port``."""
+        """Host and port as `127.0.0.1:port`."""
         return f"{self.host}:{self.port}"
 
     @property
@@ -135,9 +148,11 @@ class Upstream:
         return self._process.pid if self._process is not None and self._process.poll() is None else None
 
     def start(self) -> Self:
-        """Start the process and wait, at most 20 s, until it listens; return the handle itself.
+        """Start the process and wait, at most 20 s, until it listens; returns the handle itself.
 
-        Raises RuntimeError, with what the process wrote to its stderr, if it died or did not come up in time.
+        Raises:
+            RuntimeError: if it runs already, its port is taken, or it died or did not come up in time; then with what
+                it wrote to its stderr.
         """
         if self.pid is not None:
             raise RuntimeError(f"upstream {self.name} is running already")
@@ -207,7 +222,11 @@ class Upstream:
         self._process = None  # not sooner: an interrupt amid this leaves the rest to `close`
 
     def suspend(self) -> None:
-        """Stop the process (SIGSTOP) and wait until it stands still: its port still takes connections, in silence."""
+        """Stop the process (SIGSTOP) and wait until it stands still: its port still takes connections, in silence.
+
+        Raises:
+            RuntimeError: if none runs.
+        """
         pid = self._running()
         os.kill(pid, signal.SIGSTOP)
         self._suspended = True
@@ -241,10 +260,15 @@ class Upstream:
         self.close()
 
     def script(self, *steps: Step, then: Step | None = None) -> None:
-        """Replace the script: one step for each request to come, then ``then`` for all after those.
+        """Replace the script.
 
-        ``then`` defaults to a plain 200 after the handle's ``delay``; one that is given has the delay it names
-        itself. Raises ValueError if the upstream finds a step unplayable (an unknown key, a wrong value).
+        Args:
+            steps: one for each request to come.
+            then: for all after those. Default a plain 200 after the handle's `delay`; one that is given has the delay
+                it names itself.
+
+        Raises:
+            ValueError: if the upstream finds a step unplayable: an unknown key, a wrong value.
         """
         last = None if then is None else dict(then)
         self._call("PUT", "script", {"steps": [dict(step) for step in steps], "then": last})
@@ -254,20 +278,20 @@ class Upstream:
         self._call("PUT", "accept_reset", on)
 
     def log(self) -> list[Request]:
-        """Return the requests so far whose headers were read, in that order."""
+        """The requests so far whose headers were read, in that order."""
         return [
             Request(**{**entry, "headers": [(name, value) for name, value in entry["headers"]]})
             for entry in self._call("GET", "log")
         ]
 
     def clear(self) -> None:
-        """Empty the log; the script and the counts of :meth:`stats` go on."""
+        """Empty the log; the script and the counts of `stats` go on."""
         self._call("DELETE", "log")
 
     def stats(self) -> dict[str, int]:
-        """Return counts since the start: ``requests``, ``connections_total`` and, now, ``connections_open``.
+        """Counts since the start: `requests`, `connections_total` and, now, `connections_open`.
 
-        Connections that carried only control requests do not count. One under ``stall_reader`` counts as open
+        Connections that carried only control requests do not count. One under `stall_reader` counts as open
         until the upstream ends, since an upstream that reads nothing does not see its client leave.
         """
         return {str(key): int(value) for key, value in self._call("GET", "stats").items()}
@@ -318,9 +342,14 @@ def upstreams(
     key: str | os.PathLike[str] | None = None,
     ca: str | os.PathLike[str] | None = None,
 ) -> Iterator[list[Upstream]]:
-    """Yield ``count`` started upstreams named a, b, c, ...; they start side by side, and all are closed at the end.
+    """Yield started upstreams named a, b, c, ...; they start side by side, and all are closed at the end.
 
-    Parameters: ``delay`` (seconds, default 0), ``cert``, ``key`` and ``ca`` as for :class:`Upstream`.
+    Args:
+        count: how many.
+        delay, cert, key, ca: see `Upstream`.
+
+    Raises:
+        RuntimeError: see `Upstream.start`.
     """
     with contextlib.ExitStack() as stack:
         started = []

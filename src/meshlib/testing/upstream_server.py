@@ -6,8 +6,8 @@ one script step per request. It never decides when a test is over, never imports
 started by its path, so that a start costs tens of milliseconds), never keeps request bodies (only their digest and
 length), and never outlives the process holding the other end of its standard input.
 
-Control requests share the port and are neither scripted, logged nor counted: ``PUT /_upstream/script``,
-``PUT /_upstream/accept_reset``, ``GET /_upstream/log``, ``DELETE /_upstream/log`` and ``GET /_upstream/stats``.
+Control requests share the port and are neither scripted, logged nor counted: `PUT /_upstream/script`,
+`PUT /_upstream/accept_reset`, `GET /_upstream/log`, `DELETE /_upstream/log` and `GET /_upstream/stats`.
 A server with TLS also takes control requests, and nothing else, in plain text, so its control needs no certificates.
 """
 
@@ -53,11 +53,15 @@ class MalformedRequest(ValueError):
 class Step:
     """What one request gets back.
 
-    Parameters: ``status`` (default 200); ``headers`` added to the answer, replacing defaults of the same name;
-    ``body`` (text) or ``size`` (bytes of generated body: 0 to 250, over and over), default a JSON description of
-    the request; ``delay`` in seconds between the end of the request and the answer (default 0); ``chunked`` (default
-    false); ``fault``, one of :data:`FAULTS` (default none); ``interval`` in seconds between the pieces of a slow
-    fault (default 0.01).
+    Args:
+        status: default 200.
+        headers: added to the answer, replacing defaults of the same name.
+        body: text. Default a JSON description of the request.
+        size: bytes of generated body in its place: 0 to 250, over and over.
+        delay: seconds between the end of the request and the answer. Default 0.
+        chunked: whether the body goes out in chunks. Default no.
+        fault: one of `FAULTS`. Default none.
+        interval: seconds between the pieces of a slow fault. Default 0.01.
     """
 
     status: int = 200
@@ -107,8 +111,12 @@ _RULES: dict[str, tuple[Callable[[object], bool], str]] = {
 def step_from(raw: object, where: str) -> Step:
     """Read one step from JSON.
 
-    Parameters: ``raw``, the decoded JSON value; ``where``, the step's place in the script, named in errors.
-    Raises :class:`ScriptError` for an unknown key or fault and for a value of the wrong kind.
+    Args:
+        raw: the decoded JSON value.
+        where: the step's place in the script, named in errors.
+
+    Raises:
+        ScriptError: for an unknown key or fault and for a value of the wrong kind.
     """
     if not isinstance(raw, dict):
         raise ScriptError(f"{where}: a step is an object, not {raw!r}")
@@ -136,7 +144,8 @@ def _check_fault(fault: str | None, where: str) -> None:
 class Script:
     """The steps still to play and the step that holds afterwards.
 
-    Parameters: ``default``, the step for requests beyond the list when a script names none.
+    Args:
+        default: the step for requests beyond the list when a script names none.
     """
 
     def __init__(self, default: Step) -> None:
@@ -146,7 +155,7 @@ class Script:
         self._taken = 0
 
     def replace(self, raw: object) -> None:
-        """Start over with ``raw``: an object with ``steps`` (a list, default empty) and ``then`` (a step)."""
+        """Start over with `raw`: an object with `steps` (a list, default empty) and `then` (a step)."""
         if not isinstance(raw, dict):
             raise ScriptError(f"a script is an object with steps and then, not {raw!r}")
         for key in raw:
@@ -160,7 +169,7 @@ class Script:
         self._steps, self._taken = read, 0
 
     def take(self) -> tuple[int | None, Step]:
-        """Consume and return the next step with its index, or ``(None, then)`` once the list is used up."""
+        """Consume and return the next step with its index, or `(None, then)` once the list is used up."""
         if self._taken == len(self._steps):
             return None, self._then
         self._taken += 1
@@ -169,7 +178,7 @@ class Script:
 
 @dataclass(slots=True)
 class Request:
-    """One request as it was read; the fields of :meth:`record` make up its log entry."""
+    """One request as it was read; the fields of `record` make up its log entry."""
 
     method: str
     target: str
@@ -184,7 +193,7 @@ class Request:
     complete: bool = False
 
     def values(self, name: str) -> list[str]:
-        """Return the comma-separated values of all headers called ``name`` (lower case), lower-cased."""
+        """Return the comma-separated values of all headers called `name` (lower case), lower-cased."""
         lines = [value for key, value in self.headers if key.lower() == name]
         return [part.strip().lower() for line in lines for part in line.split(",")]
 
@@ -194,7 +203,7 @@ class Request:
         return "keep-alive" in options if self.version == "HTTP/1.0" else "close" not in options
 
     def record(self) -> dict[str, object]:
-        """Return the log entry as JSON-ready values; ``at`` is in seconds of ``time.monotonic()``."""
+        """Return the log entry as JSON-ready values; `at` is in seconds of `time.monotonic()`."""
         return {
             "method": self.method,
             "target": self.target,
@@ -209,7 +218,7 @@ class Request:
 
 
 def request_from(head: bytes) -> Request:
-    """Read a request line and headers; ``head`` ends before the blank line."""
+    """Read a request line and headers; `head` ends before the blank line."""
     first, *lines = head.decode("latin-1").split("\r\n")
     words = first.split(" ")
     if len(words) != 3 or words[2] not in ("HTTP/1.1", "HTTP/1.0") or not words[0] or not words[1]:
@@ -226,8 +235,9 @@ def request_from(head: bytes) -> Request:
 class Intake:
     """Reads one request body out of a growing buffer.
 
-    Parameters: ``request``, whose headers say how the body is framed and whose ``digest``, ``length`` and
-    ``complete`` are filled in; ``keep``, whether to collect the bytes in ``kept`` too (control requests).
+    Args:
+        request: its headers say how the body is framed; its `digest`, `length` and `complete` are filled in.
+        keep: whether to collect the bytes in `kept` too, as of control requests.
     """
 
     def __init__(self, request: Request, *, keep: bool) -> None:
@@ -244,7 +254,7 @@ class Intake:
         self._left = int(lengths[0]) if lengths else 0
 
     def feed(self, buffer: bytearray) -> bool:
-        """Take what belongs to this body from ``buffer``; return whether the body is complete."""
+        """Take what belongs to this body from `buffer`; return whether the body is complete."""
         while self._state != "end":
             if self._state in ("body", "data"):
                 self._take(buffer)
@@ -304,7 +314,9 @@ def _chunk(data: bytes) -> bytes:
 class Server:
     """What all connections share: the script, the log and the counts.
 
-    Parameters: ``name``, told in every answer; ``default``, the step for requests no script covers.
+    Args:
+        name: told in every answer.
+        default: the step for requests no script covers.
     """
 
     def __init__(self, name: str, default: Step) -> None:
@@ -349,8 +361,11 @@ class Server:
 class Connection(asyncio.Protocol):
     """One client connection: cuts requests out of the byte stream and gives each its step's answer.
 
-    Parameters: ``server``, the shared state; ``control_only``, whether to refuse all but control requests (plain
-    text on a TLS port; default false). A client that closes its sending side is taken to have left.
+    A client that closes its sending side is taken to have left.
+
+    Args:
+        server: the shared state.
+        control_only: whether to refuse all but control requests: plain text on a TLS port. Default no.
     """
 
     def __init__(self, server: Server, *, control_only: bool = False) -> None:
@@ -480,7 +495,7 @@ class Connection(asyncio.Protocol):
             raise
 
     async def send(self, data: bytes) -> None:
-        """Write ``data`` and wait until the client has taken enough of what was written."""
+        """Write `data` and wait until the client has taken enough of what was written."""
         self.transport.write(data)
         if self._room is not None:
             await self._room
@@ -523,8 +538,12 @@ def _says_close(step: Step) -> bool:
 def head(server: Server, step: Step, length: int | None, *, keep: bool, coding: str = "") -> bytes:
     """Return an answer's status line and headers.
 
-    Parameters: ``length``, the content-length in bytes, or None for a chunked body; ``keep``, whether the connection
-    stays open (else the answer says so); ``coding``, a content-encoding to name (default none).
+    Args:
+        server: the shared state.
+        step: what the request gets.
+        length: the content-length in bytes, or None for a chunked body.
+        keep: whether the connection stays open; else the answer says so.
+        coding: a content-encoding to name. Default none.
     """
     reason = {2: "OK", 3: "Redirect", 4: "Client Error", 5: "Server Error"}.get(step.status // 100, "Scripted")
     kind = "application/json" if step.size is None and step.fault not in SIZES else "application/octet-stream"
@@ -714,13 +733,16 @@ FAULTS: dict[str, Callable[[Connection, Request], Awaitable[None]]] = {
     "close_after": _close_after,
     "stall_reader": _hang,
 }
-"""The faults a step may name; ``stall_reader`` stops the reading before it gets to its entry here."""
+"""The faults a step may name; `stall_reader` stops the reading before it gets to its entry here."""
 
 
 class Listener:
     """Accepts connections, or resets them, and starts TLS on them.
 
-    Parameters: ``server``, the shared state; ``sock``, the listening socket; ``tls``, a server context or None.
+    Args:
+        server: the shared state.
+        sock: the listening socket.
+        tls: a server context, or None.
     """
 
     def __init__(self, server: Server, sock: socket.socket, tls: ssl.SSLContext | None) -> None:
@@ -823,7 +845,7 @@ def _options() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Run the program: print ``{"name": ..., "port": ...}`` once listening, serve until standard input ends."""
+    """Run the program: print `{"name": ..., "port": ...}` once listening, serve until standard input ends."""
     options = _options()
     threading.Thread(target=_leave_with_parent, daemon=True).start()
     try:

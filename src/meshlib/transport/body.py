@@ -145,7 +145,7 @@ class RecordedBody(Recording, httpx.SyncByteStream):
             began = self._clock()
             try:
                 chunk = next(self._rest, _END)
-            except Exception as error:
+            except Exception as error:  # the caller's own
                 raise self._broke(error)  # noqa: B904
             self._went_on(began)
             if chunk is _END:
@@ -182,7 +182,7 @@ class AsyncRecordedBody(Recording, httpx.AsyncByteStream):
     async def _next(self) -> Any:
         try:
             return await anext(self._rest, _END)
-        except Exception as error:
+        except Exception as error:  # the caller's own
             raise self._broke(error)  # noqa: B904
 
 

@@ -206,7 +206,7 @@ class AsyncStacks:
         loop = running_loop()
         stacks = self._loops.get(loop)
         if stacks is None:
-            stacks = await self._adopt(loop)
+            stacks = await self._begin_on(loop)
         key = (service.name, endpoint.place, service.tls)
         stack = stacks.get(key)
         if stack is None:
@@ -293,7 +293,7 @@ class AsyncStacks:
     def _all_stacks(self) -> Iterator[Stack[AsyncConnection]]:
         return (stack for stacks in list(self._loops.values()) for stack in list(stacks.values()))
 
-    async def _adopt(self, loop: object) -> dict[Key, Stack[AsyncConnection]]:
+    async def _begin_on(self, loop: object) -> dict[Key, Stack[AsyncConnection]]:
         """Begin with a new loop, and have done with those that are over."""
         await loops.streams_of(loop)
         with self._lock:

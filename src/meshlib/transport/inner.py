@@ -257,7 +257,7 @@ class InnerStacks:
     def _end(self, home: object, transport: Any) -> None:
         try:
             transport.close()
-        except Exception:
+        except Exception:  # the user's own; nobody waits for it here
             logger.exception("a transport failed to close")
 
     def _taken(self) -> Iterator[Any]:

@@ -20,6 +20,7 @@ from typing import Any, Protocol
 
 import httpcore
 
+from meshlib.endpoint import joined
 from meshlib.fork import close_inherited, inherited
 from meshlib.policy import TLS
 from meshlib.transport.tls import IdentityError, context_for, unproven, whom, why_stranger
@@ -277,7 +278,7 @@ class Dial:
     server_name: str | None = None
 
     def __str__(self) -> str:
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+        return joined(self.host, self.port)
 
     @property
     def context(self) -> ssl.SSLContext | None:

@@ -72,7 +72,7 @@ class Router:
             if route.cluster.telemetry is None:
                 return Exchange(route, request, recorder)
             return ObservedExchange(route, request, recorder)
-        except Exception as error:
+        except Exception as error:  # options that cannot be, or the user's function for the key
             attach(error, Report(route.name))
             raise
 
