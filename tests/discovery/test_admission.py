@@ -181,13 +181,14 @@ def test_D5_instances_of_consul_and_lines_of_a_file(tmp_path: Path) -> None:
     assert asyncio.run(main()) == {"consul": {"10.0.0.1:80"}, "file": {"10.0.0.3:80"}}
 
 
-def test_D5_a_resolver_made_from_a_list_is_a_resolver() -> None:
-    # The guard: `Watch._admitted` lets nothing pass but a list itself.
+@pytest.mark.parametrize("held", ["orders.internal:80", "10.0.0.9:80"])
+def test_D5_a_resolver_made_from_a_list_is_a_resolver(held: str) -> None:
+    # The guards: `Watch._admitted` lets nothing pass but a list itself, and `fixed` takes nothing else for one.
     class Growing(Static):
         async def resolve(self, service: str, previous: Resolution | None) -> Resolution:
             return Resolution([Endpoint("10.0.0.1", 80), Endpoint("169.254.169.254", 80)], 60.0)
 
-    with Mesh(Service("orders", Growing(["orders.internal:80"]))) as mesh:
+    with Mesh(Service("orders", Growing([held]))) as mesh:
         mesh.wait_ready(5)
         assert places(mesh) == {"orders": {"10.0.0.1:80"}}
 
