@@ -232,6 +232,20 @@ def test_C4_a_body_that_drips_ends_at_the_deadline_where_others_are_let_through(
     assert time.monotonic() - began < 20
 
 
+def test_C4_a_timeout_of_the_source_itself_is_its_own(no_leaks: None, upstream: Upstream) -> None:
+    # The guard: `AsyncBody`, which cancels the source by a timeout as well.
+    async def failing() -> AsyncIterator[bytes]:
+        yield b"x"
+        raise TimeoutError("mine")
+
+    async def main() -> None:
+        async with Mesh(passthrough=True).async_client() as client:
+            with deadline(60), pytest.raises(TimeoutError, match="mine"):
+                await client.post(f"http://{upstream.address}/", content=failing())
+
+    asyncio.run(main())
+
+
 def test_S1_a_redirect_back_to_a_service_has_no_timeouts_of_ours(
     orders_and_other: tuple[Upstream, Upstream], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -30,6 +30,11 @@ PATIENCE = 5.0
 """Seconds that each operation may take when the request says nothing of it: httpx's own default. The clients of a mesh
 say nothing, since a service has its `Timeout`, but these hosts have none."""
 
+EARLY = 0.01
+"""Seconds by which the timer of an event loop may be early: some count in milliseconds."""
+
+PASSED = "the deadline has passed"
+
 
 class PassingTransport(httpx.BaseTransport):
     """Sends requests for services through the mesh, and others as httpx would.
@@ -167,9 +172,10 @@ class AsyncBody(httpx.AsyncByteStream):
         left = _left(self._deadline)
         try:
             chunk: bytes = await within(left, anext(self._chunks))
-        except TimeoutError:
-            _left(self._deadline)
-            raise  # the source's own
+        except TimeoutError as error:
+            if self._deadline - time.monotonic() > EARLY:
+                raise  # the source's own
+            raise DeadlineExceeded(PASSED) from error
         return chunk
 
     async def aclose(self) -> None:
@@ -198,7 +204,7 @@ class Bounds(dict[str, float]):
 def _left(deadline: float) -> float:
     left = math.inf if deadline == math.inf else deadline - time.monotonic()
     if left <= 0:
-        raise DeadlineExceeded("the deadline has passed")
+        raise DeadlineExceeded(PASSED)
     return left
 
 
