@@ -433,12 +433,41 @@ def test_a_fault_of_the_environment_names_the_variable(monkeypatch: pytest.Monke
     assert [str(fault) for fault in caught.value.faults] == [
         "SHOP_SERVICES__ORDERS: must name a setting, for example SHOP_SERVICES__ORDERS__RESOLVER",
         "SHOP_SERVICE__ORDERS__HOST: must begin with SHOP_SERVICES__ or SHOP_MESH__; did you mean SHOP_SERVICES__...?",
-        "services.orders.retry.max_attempts: must be >= 1, got 0 (from SHOP_SERVICES__ORDERS__RETRY__MAX_ATTEMPTS)",
-        "services.ordres.timeout.total: must be a finite number, got '3\\nx = 4' "
-        "(from SHOP_SERVICES__ORDRES__TIMEOUT__TOTAL)",
+        "services.orders.retry.max_attempts: must be >= 1 (from SHOP_SERVICES__ORDERS__RETRY__MAX_ATTEMPTS)",
+        "services.ordres.timeout.total: must be a finite number (from SHOP_SERVICES__ORDRES__TIMEOUT__TOTAL)",
         "services.ordres.resolver: must be given, for example resolver = ['10.0.0.1:8080']; "
         "did you mean services.orders?",
     ]
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("RESOLVER", "s3cret"),
+        ("RESOLVER", "consul://s3cret@127.0.0.1:8500/orders?token=s3cret"),
+        ("RESOLVER", "file:s3cret?s3cret"),
+        ("RESOLVER", '["10.0.0.1:80", "s3cret"]'),
+        ("RESOLVER", '[{host = "s3cret it\'s"}]'),
+        ("TLS__VERIFY", "/no/s3cret"),
+        ("TLS", '{cert = "/no/s3cret", key = "/no/s3cret"}'),
+        ("SCHEME", "s3cret" * 100),
+        ("HOST", "s3cret\n"),
+        ("BALANCER", "s3cret"),
+        ("TIMEOUT__TOTAL", "s3cret"),
+        ("LIMIT", "s3cret"),
+        ("RETRY__ON_STATUS", '["s3cret"]'),
+        ("HEALTH", '{path = "s3cret"}'),
+    ],
+)
+def test_T3_a_fault_of_the_environment_shows_no_value(
+    monkeypatch: pytest.MonkeyPatch, setting: str, value: str
+) -> None:
+    # The guard: `_with_origin`.
+    env(monkeypatch, SHOP_SERVICES__ORDERS__RESOLVER='["10.0.0.1:80"]')
+    env(monkeypatch, **{f"SHOP_SERVICES__ORDERS__{setting}": value})
+    with pytest.raises(ConfigError, match=f"from SHOP_SERVICES__ORDERS__{setting}") as caught:
+        Mesh.from_env("SHOP_")
+    assert "s3cret" not in str(caught.value)
 
 
 def test_T3_what_a_variable_stands_for_is_not_shown() -> None:

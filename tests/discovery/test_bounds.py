@@ -169,6 +169,18 @@ def test_what_comes_from_outside_is_shown_escaped_and_short(caplog: pytest.LogCa
     assert all(len(each) < 600 for each in shown)
 
 
+@pytest.mark.parametrize("text", ["x" * 100_000, "x." * 50_000 + "@" * 50_000])
+def test_an_error_of_any_length_is_read_once(text: str) -> None:
+    # The guard: `watch._URL`, which looks for a scheme where a word begins, and not at each of its letters.
+    resolver = Played("10.0.0.1:80")
+    with Mesh(Service("orders", resolver)) as mesh:
+        mesh.wait_ready(5)
+        began = time.process_time()
+        resolver.fail(RuntimeError(text))
+        until(lambda: "RuntimeError" in str(mesh.snapshot()["orders"].warnings))
+    assert time.process_time() - began < 3
+
+
 def test_plain_text() -> None:
     assert plain("zürich 1") == "zürich 1"
     assert plain("a\x1b[0m\nb\udc80\u202e") == "a\\x1b[0m\\nb\\udc80\\u202e"

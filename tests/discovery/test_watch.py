@@ -237,7 +237,11 @@ def test_D4_news_is_asked_for_twice_at_once_and_then_once_a_second() -> None:
         (None, "must return a Resolution, got NoneType"),
         (Resolution(["10.0.0.1:80"], 1.0), "must be Endpoints, got str"),  # type: ignore[list-item]
         (Resolution([Endpoint("10.0.0.1", 80)], "5"), "ttl .* must be seconds or None, got '5'"),  # type: ignore[arg-type]
-        (Resolution([Endpoint("10.0.0.1", 80)], float("nan")), "ttl .* must be seconds or None, got nan"),
+        *(
+            (Resolution([Endpoint("10.0.0.1", 80)], ttl), "ttl .* must be seconds or None, got")
+            for ttl in (float("nan"), -float("inf"), 10**400)
+        ),
+        (Resolution([Endpoint("10.0.0.1", 80)], 1.0, warnings=[None]), "warnings .* must be texts"),  # type: ignore[list-item]
     ],
 )
 def test_a_resolver_that_answers_something_else_is_told(answer: Any, complaint: str) -> None:

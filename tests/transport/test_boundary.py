@@ -10,10 +10,11 @@ import gc
 import os
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
+import anyio
 import httpx
 import pytest
 from opentelemetry.sdk.trace import TracerProvider
@@ -177,15 +178,15 @@ def test_S1_others_are_called_plainly_where_that_is_wanted(
 def test_S1_a_host_that_is_let_through_and_hangs_is_not_waited_for_for_ever(
     colour: Colour, upstream: Upstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # The guard: `_bounded`. A mesh's clients have no timeouts of httpx's.
+    # The guards: `_bounded`, since a mesh's clients have no timeouts of httpx's, and `Bounds`.
     monkeypatch.setattr("meshlib.transport.passthrough.PATIENCE", 0.2)
     upstream.script(then={"fault": "hang"})
 
     async def script(client: httpx.AsyncClient) -> list[Exception]:
         found = []
-        for seconds in (60.0, 0.1):
+        for seconds, timeout in ((60.0, None), (0.1, 60.0)):
             with pytest.raises(httpx.ReadTimeout) as caught, deadline(seconds):
-                await client.get(f"http://{upstream.address}/")
+                await client.get(f"http://{upstream.address}/", timeout=timeout)
             found.append(caught.value)
         return found
 
@@ -202,6 +203,47 @@ def test_C4_a_host_that_is_let_through_gets_nothing_after_the_deadline(colour: C
 
     colour.run(Mesh(passthrough=True), script, None)
     assert upstream.log() == []
+
+
+def test_C4_a_body_that_drips_ends_at_the_deadline_where_others_are_let_through(
+    colour: Colour, upstream: Upstream
+) -> None:
+    # The guards: `Body` and `AsyncBody`. Each operation has its bound, but they are many.
+    upstream.script({"fault": "drip", "size": 1000, "interval": 0.05})
+
+    async def dripping() -> AsyncIterator[bytes]:
+        for _ in range(1000):
+            await anyio.sleep(0.05)
+            yield b"x"
+
+    def dripping_sync() -> Iterator[bytes]:
+        for _ in range(1000):
+            time.sleep(0.05)
+            yield b"x"
+
+    async def script(client: httpx.AsyncClient) -> None:
+        content: Any = dripping_sync() if colour.is_sync else dripping()
+        for sent in ({}, {"content": content}):
+            with deadline(0.3), pytest.raises(DeadlineExceeded, match="has passed"):
+                await client.post(f"http://{upstream.address}/", **sent)
+
+    began = time.monotonic()
+    colour.run(Mesh(passthrough=True), script, None)
+    assert time.monotonic() - began < 20
+
+
+def test_C4_a_timeout_of_the_source_itself_is_its_own(no_leaks: None, upstream: Upstream) -> None:
+    # The guard: `AsyncBody`, which cancels the source by a timeout as well.
+    async def failing() -> AsyncIterator[bytes]:
+        yield b"x"
+        raise TimeoutError("mine")
+
+    async def main() -> None:
+        async with Mesh(passthrough=True).async_client() as client:
+            with deadline(60), pytest.raises(TimeoutError, match="mine"):
+                await client.post(f"http://{upstream.address}/", content=failing())
+
+    asyncio.run(main())
 
 
 def test_S1_a_redirect_back_to_a_service_has_no_timeouts_of_ours(

@@ -597,8 +597,9 @@ def test_the_drain_of_one_answer_is_not_the_next_endpoints_time(colour: Colour, 
     assert report(retried).attempts[1].seconds < 0.1
 
 
-def test_a_client_of_the_other_colour_is_told_which_transport_it_takes() -> None:
-    mesh = mesh_of("10.0.0.1:80")
+@pytest.mark.parametrize("passthrough", [False, True])
+def test_a_client_of_the_other_colour_is_told_which_transport_it_takes(passthrough: bool) -> None:
+    mesh = Mesh(Service("orders", ["10.0.0.1:80"]), passthrough=passthrough)
     wrong: Any = mesh.transport(), mesh.async_transport()
     with pytest.raises(AttributeError, match=r"for httpx\.AsyncClient take mesh\.async_transport\(\)$"):
         asyncio.run(httpx.AsyncClient(transport=wrong[0]).get("http://orders/"))

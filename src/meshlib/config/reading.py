@@ -390,7 +390,8 @@ def _first(path: str, under: str) -> str:
 
 
 def _with_origin(fault: Fault, origins: Mapping[str, str]) -> Fault:
+    """A fault of what a variable says names the variable, and does not show what it says, which may be a secret."""
     for path, name in origins.items():
         if fault.path == path or fault.path.startswith((f"{path}.", f"{path}[")):
-            return replace(fault, message=f"{fault.message} (from {name})")
+            return replace(fault, message=f"{fault.message.partition(', got ')[0]} (from {name})")
     return fault

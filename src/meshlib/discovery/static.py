@@ -69,8 +69,11 @@ class Static:
 
 
 def fixed(resolver: object) -> Static | None:
-    """The resolver, if it holds its endpoints as they are dialled, so that nobody has to be asked."""
-    return resolver if isinstance(resolver, Static) and resolver.is_resolved else None
+    """The resolver, if it holds its endpoints as they are dialled, so that nobody has to be asked.
+
+    A subclass is asked: it may answer with others, which are not what the settings say (rule D5).
+    """
+    return resolver if type(resolver) is Static and resolver.is_resolved else None
 
 
 def _read(entries: Iterable[Endpoint | str], weights: list[float] | None = None) -> tuple[Endpoint, ...]:

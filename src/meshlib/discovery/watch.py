@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Hashable
@@ -22,6 +23,7 @@ from meshlib.discovery.static import Static
 from meshlib.endpoint import Endpoint
 from meshlib.errors import ResolveError
 from meshlib.plain import plain
+from meshlib.validation import LARGEST
 
 if TYPE_CHECKING:
     from meshlib.control import Control
@@ -37,7 +39,7 @@ MOST_WARNINGS = 20
 KINDS = 20
 """Kinds of errors that are said in one outage, and counted by name: words may differ each time."""
 
-_URL = re.compile(r"([a-z][a-z0-9+.-]*://)(?:[^\s/@'\"]*@)?([^\s?#'\"]*)[?#]?[^\s'\"]*", re.IGNORECASE)
+_URL = re.compile(r"(?<![a-z0-9+.-])([a-z0-9+.-]+://)(?:[^\s/@'\"]*@)?([^\s?#'\"]*)[?#]?[^\s'\"]*", re.IGNORECASE)
 
 logger = logging.getLogger("meshlib.discovery")
 
@@ -237,8 +239,10 @@ def _checked(found: object) -> Resolution:
     if wrong := [each for each in found.endpoints if not isinstance(each, Endpoint)]:
         raise TypeError(f"the endpoints of a Resolution must be Endpoints, got {type(wrong[0]).__name__}")
     ttl: object = found.ttl
-    if ttl is not None and (not isinstance(ttl, int | float) or ttl != ttl):
-        raise TypeError(f"the ttl of a Resolution must be seconds or None, got {ttl!r}")
+    if ttl is not None and not (isinstance(ttl, int | float) and (abs(ttl) <= LARGEST or ttl == math.inf)):
+        raise TypeError(f"the ttl of a Resolution must be seconds or None, got {ttl!r:.100}")
+    if not all(isinstance(each, str) for each in found.warnings):
+        raise TypeError("the warnings of a Resolution must be texts")
     return found
 
 
