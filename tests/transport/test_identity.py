@@ -2,18 +2,22 @@
 
 The servers are threads of this process, so that they can tell every byte that came after the handshake. The guards are
 `Dial.prove` (the id), `check_hostname` and the chain (which OpenSSL must not be kept from checking), `Call._strangers`
-(not the same endpoint again) and `tls.Kept` (rotation); each test says which one it would miss.
+(not the same endpoint again) and `tls.Kept` (rotation, which holds up no loop); each test says which one it would miss.
 """
 
 from __future__ import annotations
 
 import asyncio
 import datetime as dt
+import gc
 import itertools
 import logging
 import os
 import socket
 import ssl
+import subprocess
+import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -36,18 +40,21 @@ from meshlib import (
     Breaker,
     ConfigError,
     Connections,
+    DeadlineExceeded,
     HealthCheck,
     IdentityError,
     Mesh,
     Retry,
     RoundRobin,
     Service,
+    Timeout,
     report,
 )
 from meshlib.consul import ConsulAgent, ConsulError
 from meshlib.endpoint import Endpoint
 from meshlib.health import Finding, check
 from meshlib.telemetry.words import error_of
+from meshlib.transport import network
 from meshlib.transport import tls as tls_module
 from meshlib.transport.tls import context_for
 
@@ -374,6 +381,7 @@ class Clock:
     def later(self, tls: TLS) -> ssl.SSLContext:
         """The context when the next look is due."""
         self.now += tls_module.LOOK_EVERY
+        tls_module.look(tls, aside=False)
         return context_for(tls)
 
 
@@ -429,7 +437,7 @@ def test_S2_the_files_are_looked_at_once_a_second_at_most(
     monkeypatch.setattr(tls_module, "_stamp", looks.append)
     for _ in range(38):
         clock.now += 0.25
-        context_for(tls)
+        tls_module.look(tls, aside=False)
     assert len(looks) == 9
 
 
@@ -517,3 +525,297 @@ def test_S2_rotation_under_load_fails_no_call(
     assert len(witness.received) == 48
     assert len(set(witness.serials)) == 2
     assert witness.serials[0] != witness.serials[-1]
+
+
+# Who reads the files
+
+
+class Slow:
+    """Has contexts made slowly, from when it is told to on.
+
+    Attributes:
+        go: lets them be made.
+        threads: who made one.
+        tls: a setting whose files can be replaced.
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, authority: Authority, folder: Path) -> None:
+        self.go, self.threads = threading.Event(), list[threading.Thread]()
+        self._make, self._authority = tls_module._make, authority
+        self.files = copied(authority.leaf(ORDERS), folder)
+        cert, key = map(str, self.files)
+        self.tls = TLS(verify=authority.bundle, cert=cert, key=key)
+        self._patch = monkeypatch
+        monkeypatch.setattr(tls_module, "LOOK_EVERY", 0.0)
+
+    def rotate(self) -> None:
+        """Replace the files; the context of what they hold then takes until `go`, and 20 seconds at most."""
+
+        def make(tls: TLS) -> ssl.SSLContext:
+            self.threads.append(threading.current_thread())
+            self.go.wait(20)
+            return self._make(tls)
+
+        self._patch.setattr(tls_module, "_make", make)
+        renew(*self.files, self._authority.leaf(ORDERS))
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_S2_a_loop_goes_on_while_files_are_read_and_connections_wait_for_what_they_hold(
+    no_leaks: None, authority: Authority, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backend: str
+) -> None:
+    """Misses `aside` (nothing would let `go` come before 20 seconds are over) and that a second connection waits for
+    the renewal which the first has begun (it would show the old certificate, which may have expired long since)."""
+    monkeypatch.setattr(network, "PATIENCE", 10.0)
+    monkeypatch.setattr(tls_module, "PATIENCE", 10.0)
+    slow = Slow(monkeypatch, authority, tmp_path)
+    witness = Witness(authority.leaf(dns="orders"), ca=authority.bundle)
+
+    async def main() -> float:
+        async with mesh.async_client("orders") as client, anyio.create_task_group() as group:
+            assert (await client.get("/")).status_code == 204
+            slow.rotate()
+            started = time.monotonic()
+            for _ in range(3):
+                group.start_soon(post_or_error, client)
+            while not slow.threads:
+                await anyio.sleep(0.01)
+            await anyio.sleep(0.1)
+            assert len(witness.serials) == 1, "they wait"
+            slow.go.set()
+        return time.monotonic() - started
+
+    with listener(witness) as address:
+        mesh = mesh_of(
+            address,
+            tls=slow.tls,
+            connections=Connections(max_idle=0),
+            timeout=Timeout(total=30, attempt=30, connect=30),
+        )
+        assert anyio.run(main, backend=backend) < 10
+    assert len(witness.serials) == 4
+    assert len(set(witness.serials[1:])) == 1
+    assert witness.serials[0] != witness.serials[1]
+    assert [thread.name for thread in slow.threads] == ["meshlib-tls"]
+
+
+def test_S2_files_that_take_too_long_hold_up_nobody(
+    colour: Colour, authority: Authority, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Misses `patience` and `Kept._wait_until`. A thread is at it all the while, for sync clients as well."""
+    monkeypatch.setattr(network, "PATIENCE", 0.3)
+    monkeypatch.setattr(tls_module, "PATIENCE", 0.3)
+    slow = Slow(monkeypatch, authority, tmp_path)
+    witness = Witness(authority.leaf(dns="orders"), ca=authority.bundle)
+    tls_module.context_for(slow.tls)
+    slow.rotate()
+    renewal = tls_module.look(slow.tls, aside=True)
+
+    async def script(client: Any) -> None:
+        started = time.monotonic()
+        for _ in range(10):
+            assert (await client.get("/")).status_code == 204
+        assert time.monotonic() - started < 2.0, "once, and not each"
+        slow.go.set()
+        assert renewal is not None
+        renewal.result(20)
+        assert (await client.get("/")).status_code == 204
+
+    with listener(witness) as address:
+        timeout = Timeout(total=30, attempt=30, connect=30)
+        colour.run(mesh_of(address, tls=slow.tls, connections=Connections(max_idle=0), timeout=timeout), script)
+    assert len(set(witness.serials[:10])) == 1
+    assert witness.serials[10] != witness.serials[0]
+
+
+def test_S2_a_call_does_not_outlive_its_time_for_the_sake_of_files(
+    colour: Colour, authority: Authority, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Misses `bounds.deadline` in `patience`."""
+    monkeypatch.setattr(network, "PATIENCE", 10.0)
+    monkeypatch.setattr(tls_module, "PATIENCE", 10.0)
+    slow = Slow(monkeypatch, authority, tmp_path)
+    tls_module.context_for(slow.tls)
+    slow.rotate()
+    tls_module.look(slow.tls, aside=True)
+    with listener(Witness(authority.leaf(dns="orders"))) as address:
+        started = time.monotonic()
+        error = colour.run(mesh_of(address, tls=slow.tls, timeout=Timeout(total=0.3, connect=10)), post_or_error)
+        assert time.monotonic() - started < 5.0
+    slow.go.set()
+    assert type(error) is DeadlineExceeded
+
+
+def test_S2_where_no_thread_can_be_started_the_caller_reads_the_files(
+    authority: Authority, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Misses the `RuntimeError` that Python raises at its exit."""
+
+    def start(thread: threading.Thread) -> None:
+        raise RuntimeError("can't create new thread at interpreter shutdown")
+
+    slow = Slow(monkeypatch, authority, tmp_path)
+    first = context_for(slow.tls)
+    slow.go.set()
+    slow.rotate()
+    monkeypatch.setattr(threading.Thread, "start", start)
+    renewal = tls_module.look(slow.tls, aside=True)
+    assert renewal is not None
+    assert renewal.done()
+    assert context_for(slow.tls) is not first
+    assert slow.threads == [threading.current_thread()]
+
+
+AMID_A_RENEWAL = """
+import os, signal, sys, threading, time
+from pathlib import Path
+from meshlib import TLS
+from meshlib.transport import tls as module
+
+file, held, seconds = Path(sys.argv[1]), Path(sys.argv[2]).read_bytes(), float(sys.argv[3])
+module.LOOK_EVERY, tls, make, made = 0.0, TLS(verify=str(file)), module._make, []
+module.context_for(tls)
+
+def slowly(tls):
+    time.sleep(seconds)
+    made.append(make(tls))
+    os.write(1, b"made ")
+    return made[-1]
+
+module._make = slowly
+file.write_bytes(held)
+"""
+
+FORKS = """
+module.LOOK_EVERY = 3600.0
+renewal = module.look(tls, aside=True)
+if not (child := os.fork()):
+    signal.alarm(30)
+    module._make = make
+    module.look(tls, aside=False)
+    os._exit(0 if len(module.context_for(tls).get_ca_certs()) == 2 else 1)
+assert os.waitpid(child, 0)[1] == 0, "the child goes by the old files"
+renewal.result(20)
+assert module.context_for(tls) is made[0]
+"""
+
+FORKS_UNDER_THE_LOCK = """
+kept = module._kept(tls)
+kept._lock.acquire()
+if not (child := os.fork()):
+    signal.alarm(30)
+    module._make = make
+    module.look(tls, aside=False)
+    os._exit(0 if len(module.context_for(tls).get_ca_certs()) == 2 else 1)
+assert os.waitpid(child, 0)[1] == 0, "the child waits for ever"
+"""
+
+
+def amid_a_renewal(program: str, authority: Authority, folder: Path, seconds: float) -> tuple[str, float]:
+    """What a program tells that renews a context so slowly; and how long it takes."""
+    file, held = folder / "bundle.pem", folder / "held.pem"
+    file.write_bytes(authority.pem)
+    held.write_bytes(authority.pem + Authority(folder).pem)
+    command = [sys.executable, "-W", "error", "-c", AMID_A_RENEWAL + program, str(file), str(held), str(seconds)]
+    started = time.monotonic()
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    return ended.stdout, time.monotonic() - started
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is nothing to test without fork")
+@pytest.mark.parametrize("program", [FORKS, FORKS_UNDER_THE_LOCK])
+def test_S3_a_child_reads_the_files_itself(authority: Authority, tmp_path: Path, program: str) -> None:
+    """Misses `Kept.forget`: nobody would ever end the parent's renewal in a child, nor release its lock."""
+    amid_a_renewal(program, authority, tmp_path, 1.0)
+
+
+def test_S2_the_exit_waits_for_who_reads_files_but_not_for_ever(authority: Authority, tmp_path: Path) -> None:
+    """Misses `tls._finish`, without which OpenSSL may be taken down under the thread."""
+    begin = "module.look(tls, aside=True)"
+    assert amid_a_renewal(begin, authority, tmp_path, 0.3)[0] == "made "
+    told, lasted = amid_a_renewal(begin, authority, tmp_path, 40.0)
+    assert told == ""
+    assert lasted < 20
+
+
+# What is no file
+
+
+@pytest.mark.parametrize("place", ["verify", "cert", "key"])
+def test_S2_a_pipe_is_refused_and_not_waited_for(authority: Authority, tmp_path: Path, place: str) -> None:
+    """Misses `tls._is_odd`; a device is refused by the same line."""
+    cert, key = authority.leaf(ORDERS)
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    setting = {"verify": authority.bundle, "cert": cert, "key": key} | {place: str(pipe)}
+    assert not in_time(lambda: mesh_of("127.0.0.1:1", tls=TLS(**setting))), "it fails, and at once"
+    with pytest.raises(
+        ConfigError, match=rf"services\.orders\.tls\.{place}: must be a regular file, and no folder, pipe"
+    ):
+        mesh_of("127.0.0.1:1", tls=TLS(**setting))
+    with pytest.raises(ConfigError, match="must be a regular file"):
+        mesh_of("127.0.0.1:1", tls=TLS(verify="/dev/zero"))
+
+
+def test_S2_a_pipe_in_the_place_of_a_file_changes_nothing(
+    authority: Authority, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Misses `tls._is_odd` in `_held`."""
+    clock = Clock(monkeypatch)
+    cert, key = copied(authority.leaf(ORDERS), tmp_path)
+    tls = TLS(verify=authority.bundle, cert=str(cert), key=str(key))
+    first = context_for(tls)
+    key.unlink()
+    os.mkfifo(key)
+    for _ in range(3):
+        assert in_time(lambda: clock.later(tls))
+    assert context_for(tls) is first
+    [told] = caplog.messages
+    assert "tls.key: must be a regular file" in told
+    key.unlink()
+    renew(cert, key, authority.leaf(ORDERS))
+    assert clock.later(tls) is not first
+
+
+def in_time(work: Callable[[], object]) -> bool:
+    """Whether it ends well. A thread that waits for a pipe is given up: the test fails, and does not hang."""
+    ended = list[bool]()
+
+    def run() -> None:
+        try:
+            work()
+        except ConfigError:
+            ended.append(False)
+        else:
+            ended.append(True)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(10)
+    assert not thread.is_alive(), "it waits for the pipe"
+    return ended == [True]
+
+
+# What is forgotten
+
+
+def test_a_context_is_kept_for_as_long_as_a_setting_that_asks_for_it(tmp_path: Path) -> None:
+    """Misses the weak `_contexts`, and the finalizers of `_users`."""
+    bundle = Authority(tmp_path).bundle
+
+    def asks(number: int) -> TLS:
+        return TLS(verify=bundle, server_name=f"orders-{number}")
+
+    for number in range(20):
+        mesh_of("127.0.0.1:1", tls=asks(number))
+    one, other = asks(0), asks(0)
+    context = context_for(one)
+    assert context_for(other) is context
+    del one
+    gc.collect()
+    assert context_for(asks(0)) is context, "the other still asks for it"
+    del other
+    gc.collect()
+    assert [kept for kept in tls_module._contexts.values() if kept._tls.verify == bundle] == []
+    assert [kept for kept in tls_module._users.values() if kept._tls.verify == bundle] == []

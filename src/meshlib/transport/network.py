@@ -14,6 +14,7 @@ import select
 import socket
 import ssl
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from math import ceil
 from typing import Any, Protocol
@@ -22,7 +23,7 @@ import httpcore
 
 from meshlib.fork import close_inherited, inherited
 from meshlib.policy import TLS
-from meshlib.transport.tls import IdentityError, context_for, unproven, whom, why_stranger
+from meshlib.transport.tls import PATIENCE, IdentityError, context_for, look, unproven, whom, why_stranger
 
 Clock = Callable[[], float]
 
@@ -281,8 +282,12 @@ class Dial:
 
     @property
     def context(self) -> ssl.SSLContext | None:
-        """For a connection that is opened now: its files may have been replaced since the last one."""
+        """For a connection that is opened after a `look`."""
         return None if self.tls is None else context_for(self.tls)
+
+    def look(self, *, aside: bool) -> Future[None] | None:
+        """What is to be waited for, for some time, before `context` is asked for; see `tls.Kept.look`."""
+        return None if self.tls is None else look(self.tls, aside=aside)
 
     def prove(self, peer: Any) -> None:
         """The rest of the handshake: look at whom the peer has proved to be, before anything is sent.
@@ -327,6 +332,8 @@ def connect(dial: Dial, timeout: float, bounds: Bounded) -> Stream:
         httpcore.ConnectTimeout, httpcore.ConnectError: the last address's failure, or that of an address where somebody
             else was: an `IdentityError`.
     """
+    if renewal := dial.look(aside=False):
+        wait([renewal], patience(timeout, bounds))
     context = dial.context
     last: Exception | None = None
     for address, own in dial.addresses(timeout, bounds):
@@ -352,6 +359,11 @@ def connect(dial: Dial, timeout: float, bounds: Bounded) -> Stream:
         else:
             return Stream(sock, bounds.clock)
     raise connect_error(last, dial)
+
+
+def patience(timeout: float, bounds: Bounded) -> float:
+    """Seconds that a connection waits for what its files hold now, before it goes by what they held."""
+    return max(0.0, min(timeout, PATIENCE, bounds.deadline - bounds.clock()))
 
 
 def open_socket(address: str) -> socket.socket:

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import contextlib
 import ssl
+from concurrent.futures import Future
 from typing import Any
 
 import anyio
 import httpcore
 
 from meshlib.fork import inherited
-from meshlib.transport.network import Bounded, Clock, Dial, connect_error, pieces
+from meshlib.transport.loops import post, running_loop
+from meshlib.transport.network import Bounded, Clock, Dial, connect_error, patience, pieces
 from meshlib.transport.tls import IdentityError, unproven
 
 
@@ -82,6 +84,8 @@ class AnyIOStream(Bounded, httpcore.AsyncNetworkStream):
 
 async def connect(dial: Dial, timeout: float, bounds: Bounded) -> AnyIOStream:
     """Open a connection, the TLS handshake included; see `network.connect`."""
+    if renewal := dial.look(aside=True):
+        await _wait(renewal, patience(timeout, bounds))
     context = dial.context
     last: Exception | None = None
     for address, own in dial.addresses(timeout, bounds):
@@ -96,6 +100,13 @@ async def connect(dial: Dial, timeout: float, bounds: Bounded) -> AnyIOStream:
         except httpcore.ConnectTimeout:
             last = TimeoutError()
     raise connect_error(last, dial)
+
+
+async def _wait(renewal: Future[None], left: float) -> None:
+    """Wait for another thread's work at most `left` seconds."""
+    loop, turn = running_loop(), Turn()
+    renewal.add_done_callback(lambda done: post(loop, turn.set))
+    await turn.wait(left)
 
 
 async def _dial(dial: Dial, context: ssl.SSLContext | None, address: str, own: Bounded) -> httpcore.AsyncNetworkStream:

@@ -18,7 +18,7 @@ import httpcore
 
 from meshlib.fork import inherited, strays
 from meshlib.transport.loops import post
-from meshlib.transport.network import Bounded, Clock, Dial, connect_error, open_socket, pieces, socket_info
+from meshlib.transport.network import Bounded, Clock, Dial, connect_error, open_socket, patience, pieces, socket_info
 from meshlib.transport.tls import UNREADABLE, unproven
 
 KEPT = 256 * 1024
@@ -205,7 +205,12 @@ class AsyncioStream(Bounded, asyncio.Protocol, httpcore.AsyncNetworkStream):
 
 async def connect(dial: Dial, timeout: float, bounds: Bounded) -> AsyncioStream:
     """Open a connection, the TLS handshake included; see `network.connect`."""
-    loop, context = asyncio.get_running_loop(), dial.context
+    loop = asyncio.get_running_loop()
+    if renewal := dial.look(aside=True):
+        turn = Turn()
+        renewal.add_done_callback(lambda done: post(loop, turn.set))
+        await turn.wait(patience(timeout, bounds))
+    context = dial.context
     last: Exception | None = None
     for address, own in dial.addresses(timeout, bounds):
         sock: socket.socket | None = None

@@ -2,23 +2,30 @@
 
 Decides how the settings become an `ssl.SSLContext`, when the files behind one are looked at again, and what a
 certificate must say for a SPIFFE id. Making a context reads certificates and may cost tens of milliseconds, so it is
-made once for what the files hold. Files that cannot be used, or do not belong together, never replace what works. It
-never connects.
+made once for what the files hold, and never in an event loop that opens connections. Files that cannot be used, or do
+not belong together, never replace what works. It never connects.
 """
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import logging
 import os
 import ssl
+import stat
+import threading
 from collections.abc import Sequence
+from concurrent.futures import Future, wait
+from copy import copy
 from pathlib import Path
 from time import monotonic
 from typing import Any, NamedTuple
+from weakref import WeakValueDictionary, finalize
 
 import httpcore
 
+from meshlib.fork import inherited
 from meshlib.policy import TLS
 from meshlib.transport.trust import trusting
 from meshlib.validation import ConfigError, Fault, trust_domain_of
@@ -27,6 +34,9 @@ logger = logging.getLogger("meshlib.transport")
 
 LOOK_EVERY = 1.0
 """Seconds for which the files are taken to be as they were. They are looked at when a connection is opened."""
+
+PATIENCE = 1.0
+"""Seconds that a connection waits for another context, and the interpreter's exit for whoever makes one."""
 
 LONGEST_NAME = 256
 """Letters of what a stranger calls itself that are shown."""
@@ -66,29 +76,73 @@ class Kept:
         stamps, held = _stamps(self._files), _held(self._files)
         self._made = Made(_make(tls), stamps, held)
         self._look_at = monotonic() + LOOK_EVERY
+        self._renewal: Future[None] | None = None
+        self._wait_until = 0.0
+        self._lock = threading.Lock()
         self._refused: bytes | None = None
         self._bad_looks = 0
         self._wrong = ""
+        inherited.add(self)
 
     @property
     def context(self) -> ssl.SSLContext:
         """The newest that was whole."""
         return self._made.context
 
-    def look(self) -> None:
-        """See whether the files have changed, if it is time to, and go by what they hold if that is whole."""
+    def look(self, *, aside: bool) -> Future[None] | None:
+        """See whether the files have changed, if it is time to, and go by what they hold if that is whole.
+
+        Args:
+            aside: whether they are read by a thread of its own, if they have changed, rather than by the caller.
+
+        Returns:
+            What ends when the files have been read, by whomever; None if there is nothing to wait for.
+        """
         now = monotonic()
-        if now < self._look_at or not self._files:
-            return
-        self._look_at = now + LOOK_EVERY
-        stamps, made = _stamps(self._files), self._made
-        if stamps == made.stamps and not self._bad_looks:
-            return
-        held = _held(self._files)
-        context = made.context if held == made.held else self._renewed(held)
-        if context is not None:
-            # At once: another thread may be about to do the same, and context and contents must go together.
-            self._made, self._bad_looks = Made(context, stamps, held), 0
+        with self._lock:
+            if self._renewal is not None:
+                return self._renewal if now < self._wait_until else None
+            if now < self._look_at or not self._files:
+                return None
+            self._look_at = now + LOOK_EVERY
+            stamps = _stamps(self._files)
+            if stamps == self._made.stamps and not self._bad_looks:
+                return None
+            renewal = self._renewal = Future()
+            self._wait_until = now + PATIENCE
+        renewal.set_running_or_notify_cancel()
+        if not (aside and self._is_left_to_another(renewal, stamps)):
+            self._renew(renewal, stamps)
+        return renewal
+
+    def forget(self) -> None:
+        """After a fork, in the child: who was at it is the parent's alone."""
+        self._lock = threading.Lock()
+        self._renewal = None
+        self._look_at = monotonic()
+
+    def finish(self, until: float) -> None:
+        """Wait for whoever makes a context."""
+        if (renewal := self._renewal) is not None:
+            wait([renewal], max(0.0, until - monotonic()))
+
+    def _is_left_to_another(self, renewal: Future[None], stamps: list[tuple[int, ...] | None]) -> bool:
+        thread = threading.Thread(target=self._renew, args=(renewal, stamps), name="meshlib-tls", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:  # Python starts none at its exit
+            return False
+        return True
+
+    def _renew(self, renewal: Future[None], stamps: list[tuple[int, ...] | None]) -> None:
+        try:
+            held, made = _held(self._files), self._made
+            context = made.context if held == made.held else self._renewed(held)
+            if context is not None:
+                self._made, self._bad_looks = Made(context, stamps, held), 0
+        finally:
+            self._renewal = None
+            renewal.set_result(None)
 
     def _renewed(self, held: bytes | None) -> ssl.SSLContext | None:
         """A context of what the files hold now; None to stay with the old one.
@@ -111,22 +165,46 @@ class Kept:
         return None
 
 
-_contexts: dict[TLS, Kept] = {}
+_contexts: WeakValueDictionary[TLS, Kept] = WeakValueDictionary()
+"""By value: settings that are equal share one."""
+
+_users: dict[int, Kept] = {}
+"""By the identity of the settings in use. What nobody uses any more is forgotten."""
 
 
 def context_for(tls: TLS) -> ssl.SSLContext:
-    """The context of a setting, by what its files hold now or held a second ago.
+    """The context of a setting, by what its files held at the last look.
 
     Raises:
         ConfigError: if there was none yet and a file cannot be read, or key and certificate do not belong together.
     """
-    kept = _contexts.get(tls)
+    return _kept(tls).context
+
+
+def look(tls: TLS, *, aside: bool) -> Future[None] | None:
+    """See whether the files of a setting have changed, before a connection is opened; see `Kept.look`."""
+    return _kept(tls).look(aside=aside)
+
+
+def _kept(tls: TLS) -> Kept:
+    kept = _users.get(id(tls))
     if kept is None:
-        # Two threads may both make one, and the first to store it wins; a lock could be held when the process forks.
-        kept = _contexts.setdefault(tls, Kept(tls))
-    else:
-        kept.look()
-    return kept.context
+        kept = _contexts.get(tls)
+        if kept is None:
+            # Two threads may both make one, and the first to store it wins; a lock could be held when the process
+            # forks. Of a copy: one that kept the setting itself would keep itself in use.
+            kept = _contexts.setdefault(own := copy(tls), Kept(own))
+        _users[id(tls)] = kept
+        finalize(tls, _users.pop, id(tls), None).atexit = False
+    return kept
+
+
+@atexit.register
+def _finish() -> None:
+    """OpenSSL is taken down at the process's end, and who is in it then would crash."""
+    until = monotonic() + PATIENCE
+    for kept in list(_contexts.values()):
+        kept.finish(until)
 
 
 def whom(tls: TLS, name: str | None) -> str:
@@ -179,6 +257,8 @@ def _stamp(file: str) -> tuple[int, ...] | None:
 def _held(files: Sequence[str]) -> bytes | None:
     """What stands for the contents; None if they cannot be read."""
     digest = hashlib.sha256()
+    if any(map(_is_odd, files)):
+        return None
     try:
         for file in files:
             digest.update(hashlib.sha256(Path(file).read_bytes()).digest())
@@ -187,9 +267,21 @@ def _held(files: Sequence[str]) -> bytes | None:
     return digest.digest()
 
 
+def _is_odd(file: str) -> bool:
+    """Whether there is something that is no file; to read it might never end."""
+    try:
+        return not stat.S_ISREG(os.stat(file).st_mode)
+    except (OSError, ValueError):
+        return False
+
+
 def _make(tls: TLS) -> ssl.SSLContext:
     if isinstance(tls.verify, ssl.SSLContext):
         return tls.verify
+    files = {"verify": tls.verify if tls.verify != "system" else None, "cert": tls.cert, "key": tls.key}
+    if odd := [name for name, file in files.items() if file is not None and _is_odd(file)]:
+        message = "must be a regular file, and no folder, pipe or device"
+        raise ConfigError([Fault(f"tls.{name}", message) for name in odd])
     try:
         context = trusting(None if tls.verify == "system" else tls.verify)
     except (OSError, ValueError) as error:  # among them those of TLS, and a path that cannot be one
