@@ -466,6 +466,22 @@ def test_S2_files_that_do_not_fit_change_nothing_and_are_told_of_once(
         assert len(caplog.messages) == 1
 
 
+def test_S2_files_that_could_not_be_read_are_tried_again(
+    authority: Authority, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Misses that each look tries: no more descriptors for a moment must not end all rotation until the next one."""
+    clock = Clock(monkeypatch)
+    cert, key = copied(authority.leaf(ORDERS), tmp_path)
+    tls = TLS(verify=authority.bundle, cert=str(cert), key=str(key))
+    first = context_for(tls)
+    renew(cert, key, authority.leaf(ORDERS))
+    with monkeypatch.context() as patch:
+        patch.setattr(tls_module, "trusting", lambda bundle: Path("/nowhere").stat())
+        for _ in range(3):
+            assert clock.later(tls) is first
+    assert clock.later(tls) is not first
+
+
 def test_S2_an_open_connection_stays_when_the_files_are_replaced(
     colour: Colour, authority: Authority, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

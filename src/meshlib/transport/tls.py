@@ -79,9 +79,7 @@ class Kept:
         self._renewal: Future[None] | None = None
         self._wait_until = 0.0
         self._lock = threading.Lock()
-        self._refused: bytes | None = None
         self._bad_looks = 0
-        self._wrong = ""
         inherited.add(self)
 
     @property
@@ -137,31 +135,29 @@ class Kept:
     def _renew(self, renewal: Future[None], stamps: list[tuple[int, ...] | None]) -> None:
         try:
             held, made = _held(self._files), self._made
-            context = made.context if held == made.held else self._renewed(held)
+            context = made.context if held == made.held else self._renewed()
             if context is not None:
                 self._made, self._bad_looks = Made(context, stamps, held), 0
         finally:
             self._renewal = None
             renewal.set_result(None)
 
-    def _renewed(self, held: bytes | None) -> ssl.SSLContext | None:
+    def _renewed(self) -> ssl.SSLContext | None:
         """A context of what the files hold now; None to stay with the old one.
 
-        That is told at the second look only: files are replaced one after another, and do not fit meanwhile.
+        That is told at the second look only: files are replaced one after another, and do not fit meanwhile. They are
+        tried at each look until they do: that descriptors have run out says nothing of what they hold.
         """
-        if not self._bad_looks or held != self._refused:
-            try:
-                context = _make(self._tls)
-            except ConfigError as error:
-                self._refused, self._wrong = held, str(error)
-            else:
-                logger.info("TLS: new connections use what %s now hold", ", ".join(self._files))
-                return context
+        try:
+            context = _make(self._tls)
+        except ConfigError as error:
+            wrong = error
+        else:
+            logger.info("TLS: new connections use what %s now hold", ", ".join(self._files))
+            return context
         self._bad_looks += 1
         if self._bad_looks == 2:
-            logger.warning(
-                "TLS: new connections keep using what %s held before: %s", ", ".join(self._files), self._wrong
-            )
+            logger.warning("TLS: new connections keep using what %s held before: %s", ", ".join(self._files), wrong)
         return None
 
 
