@@ -703,7 +703,7 @@ file.write_bytes(held)
 """
 
 FORKS = """
-module.LOOK_EVERY = 3600.0
+module.LOOK_EVERY, module.PATIENCE = 3600.0, 0.1
 renewal = module.look(tls, aside=True)
 if not (child := os.fork()):
     signal.alarm(30)
@@ -713,6 +713,22 @@ if not (child := os.fork()):
 assert os.waitpid(child, 0)[1] == 0, "the child goes by the old files"
 renewal.result(20)
 assert module.context_for(tls) is made[0]
+"""
+
+FORKS_TOO_SOON = """
+module.PATIENCE, kept = 20.0, module._kept(tls)
+renewal = module.look(tls, aside=True)
+if not (child := os.fork()):
+    os._exit(0)
+assert renewal.done(), "a child may never get the locks of OpenSSL"
+os.waitpid(child, 0)
+module._make = make
+for number in range(100):
+    file.write_bytes(held + b"\\n" * number)
+    module.look(tls, aside=True).result(20)
+    thread = kept._thread
+    module._finish()
+    assert not os.path.exists(f"/proc/self/task/{thread.native_id}"), "it is still leaving"
 """
 
 FORKS_UNDER_THE_LOCK = """
@@ -740,9 +756,10 @@ def amid_a_renewal(program: str, authority: Authority, folder: Path, seconds: fl
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is nothing to test without fork")
-@pytest.mark.parametrize("program", [FORKS, FORKS_UNDER_THE_LOCK])
+@pytest.mark.parametrize("program", [FORKS, FORKS_UNDER_THE_LOCK, FORKS_TOO_SOON])
 def test_S3_a_child_reads_the_files_itself(authority: Authority, tmp_path: Path, program: str) -> None:
-    """Misses `Kept.forget`: nobody would ever end the parent's renewal in a child, nor release its lock."""
+    """Misses `Kept.forget` (nobody would ever end the parent's renewal in a child, nor release its lock), and that a
+    fork waits until the thread has left OpenSSL."""
     amid_a_renewal(program, authority, tmp_path, 1.0)
 
 

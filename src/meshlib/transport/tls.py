@@ -16,10 +16,10 @@ import ssl
 import stat
 import threading
 from collections.abc import Sequence
-from concurrent.futures import Future, wait
+from concurrent.futures import Future
 from copy import copy
 from pathlib import Path
-from time import monotonic
+from time import monotonic, sleep
 from typing import Any, NamedTuple
 from weakref import WeakValueDictionary, finalize
 
@@ -36,7 +36,7 @@ LOOK_EVERY = 1.0
 """Seconds for which the files are taken to be as they were. They are looked at when a connection is opened."""
 
 PATIENCE = 1.0
-"""Seconds that a connection waits for another context, and the interpreter's exit for whoever makes one."""
+"""Seconds that a connection waits for another context; a fork, and the interpreter's exit, for whoever makes one."""
 
 LONGEST_NAME = 256
 """Letters of what a stranger calls itself that are shown."""
@@ -77,6 +77,7 @@ class Kept:
         self._made = Made(_make(tls), stamps, held)
         self._look_at = monotonic() + LOOK_EVERY
         self._renewal: Future[None] | None = None
+        self._thread: threading.Thread | None = None
         self._wait_until = 0.0
         self._lock = threading.Lock()
         self._bad_looks = 0
@@ -116,13 +117,17 @@ class Kept:
     def forget(self) -> None:
         """After a fork, in the child: who was at it is the parent's alone."""
         self._lock = threading.Lock()
-        self._renewal = None
+        self._renewal = self._thread = None
         self._look_at = monotonic()
 
     def finish(self, until: float) -> None:
-        """Wait for whoever makes a context."""
-        if (renewal := self._renewal) is not None:
-            wait([renewal], max(0.0, until - monotonic()))
+        """Wait for the thread that makes a context, and for its end."""
+        if (thread := self._thread) is None:
+            return
+        thread.join(max(0.0, until - monotonic()))
+        # A joined thread still has to leave OpenSSL.
+        while os.path.exists(f"/proc/self/task/{thread.native_id}") and monotonic() < until:
+            sleep(0.001)
 
     def _is_left_to_another(self, renewal: Future[None], stamps: list[tuple[int, ...] | None]) -> bool:
         thread = threading.Thread(target=self._renew, args=(renewal, stamps), name="meshlib-tls", daemon=True)
@@ -130,6 +135,7 @@ class Kept:
             thread.start()
         except RuntimeError:  # Python starts none at its exit
             return False
+        self._thread = thread
         return True
 
     def _renew(self, renewal: Future[None], stamps: list[tuple[int, ...] | None]) -> None:
@@ -197,10 +203,14 @@ def _kept(tls: TLS) -> Kept:
 
 @atexit.register
 def _finish() -> None:
-    """OpenSSL is taken down at the process's end, and who is in it then would crash."""
+    """Let no thread be in OpenSSL: at the process's end it is taken down, and a child would never get its locks."""
     until = monotonic() + PATIENCE
     for kept in list(_contexts.values()):
         kept.finish(until)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_finish)
 
 
 def whom(tls: TLS, name: str | None) -> str:
