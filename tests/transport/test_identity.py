@@ -482,6 +482,24 @@ def test_S2_files_that_could_not_be_read_are_tried_again(
     assert clock.later(tls) is not first
 
 
+def test_S2_a_relative_path_means_what_it_meant_when_the_mesh_was_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Misses `tls._own`: whoever becomes a daemon goes elsewhere, where other authorities may be found."""
+    clock, here, there = Clock(monkeypatch), tmp_path / "here", tmp_path / "there"
+    for folder in (here, there):
+        folder.mkdir()
+        (folder / "bundle.pem").write_bytes(Authority(tmp_path).pem)
+    monkeypatch.chdir(here)
+    tls = TLS(verify="bundle.pem")
+    first = context_for(tls)
+    monkeypatch.chdir(there)
+    assert clock.later(tls) is first
+    assert context_for(TLS(verify="bundle.pem")) is not first
+    replace(here / "bundle.pem", Authority(tmp_path).pem)
+    assert clock.later(tls) is not first
+
+
 def test_S2_an_open_connection_stays_when_the_files_are_replaced(
     colour: Colour, authority: Authority, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

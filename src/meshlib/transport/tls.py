@@ -17,7 +17,7 @@ import stat
 import threading
 from collections.abc import Sequence
 from concurrent.futures import Future
-from copy import copy
+from dataclasses import replace
 from pathlib import Path
 from time import monotonic, sleep
 from typing import Any, NamedTuple
@@ -191,14 +191,21 @@ def look(tls: TLS, *, aside: bool) -> Future[None] | None:
 def _kept(tls: TLS) -> Kept:
     kept = _users.get(id(tls))
     if kept is None:
-        kept = _contexts.get(tls)
+        own = _own(tls)
+        kept = _contexts.get(own)
         if kept is None:
             # Two threads may both make one, and the first to store it wins; a lock could be held when the process
-            # forks. Of a copy: one that kept the setting itself would keep itself in use.
-            kept = _contexts.setdefault(own := copy(tls), Kept(own))
+            # forks.
+            kept = _contexts.setdefault(own, Kept(own))
         _users[id(tls)] = kept
         finalize(tls, _users.pop, id(tls), None).atexit = False
     return kept
+
+
+def _own(tls: TLS) -> TLS:
+    """A copy (the setting itself would be in use for ever), whose files are the same wherever the process goes."""
+    files = {"cert": tls.cert, "key": tls.key, "verify": tls.verify if tls.verify != "system" else None}
+    return replace(tls, **{name: os.path.abspath(file) for name, file in files.items() if isinstance(file, str)})
 
 
 @atexit.register
