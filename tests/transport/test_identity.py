@@ -870,3 +870,20 @@ def test_a_context_is_kept_for_as_long_as_a_setting_that_asks_for_it(tmp_path: P
     gc.collect()
     assert [kept for kept in tls_module._contexts.values() if kept._tls.verify == bundle] == []
     assert [kept for kept in tls_module._users.values() if kept._tls.verify == bundle] == []
+
+
+def test_consul_is_asked_with_one_context_however_often(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Misses `consul._trusting`: a setting of one request is forgotten with it, and so is its context."""
+    made, make = list[TLS](), tls_module._make
+
+    def counting(tls: TLS) -> ssl.SSLContext:
+        made.append(tls)
+        return make(tls)
+
+    monkeypatch.setattr(tls_module, "_make", counting)
+    agent = ConsulAgent("127.0.0.1", 1, scheme="https", ca_file=Authority(tmp_path).bundle)
+    for _ in range(3):
+        with pytest.raises(ConsulError):
+            asyncio.run(agent.get(["v1", "agent", "self"], [], timeout=10))
+        gc.collect()
+    assert len(made) == 1

@@ -157,7 +157,7 @@ class Kept:
         try:
             context = _make(self._tls)
         except ConfigError as error:
-            wrong = error
+            wrong = str(error)
         else:
             logger.info("TLS: new connections use what %s now hold", ", ".join(self._files))
             return context
@@ -198,7 +198,7 @@ def _kept(tls: TLS) -> Kept:
             # forks.
             kept = _contexts.setdefault(own, Kept(own))
         _users[id(tls)] = kept
-        finalize(tls, _users.pop, id(tls), None).atexit = False
+        finalize(tls, _users.pop, id(tls), None).atexit = False  # `_finish` asks for them
     return kept
 
 
