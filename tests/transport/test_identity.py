@@ -829,6 +829,27 @@ def test_S2_a_pipe_in_the_place_of_a_file_changes_nothing(
     assert clock.later(tls) is not first
 
 
+def test_S2_a_pipe_that_comes_while_a_context_is_made_is_not_waited_for(
+    authority: Authority, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Misses that `tls._see_files` is asked again, after the authorities are read."""
+    clock, trusting = Clock(monkeypatch), tls_module.trusting
+    cert, key = copied(authority.leaf(ORDERS), tmp_path)
+    tls = TLS(verify=authority.bundle, cert=str(cert), key=str(key))
+    first = context_for(tls)
+
+    def slowly(bundle: str | None) -> ssl.SSLContext:
+        if key.is_file():
+            key.unlink()
+            os.mkfifo(key)
+        return trusting(bundle)
+
+    monkeypatch.setattr(tls_module, "trusting", slowly)
+    replace(key, Path(authority.leaf()[1]).read_bytes())
+    assert in_time(lambda: clock.later(tls))
+    assert context_for(tls) is first
+
+
 def in_time(work: Callable[[], object]) -> bool:
     """Whether it ends well. A thread that waits for a pipe is given up: the test fails, and does not hang."""
     ended = list[bool]()

@@ -288,15 +288,20 @@ def _is_odd(file: str) -> bool:
         return False
 
 
-def _make(tls: TLS) -> ssl.SSLContext:
-    if isinstance(tls.verify, ssl.SSLContext):
-        return tls.verify
-    files = {"verify": tls.verify if tls.verify != "system" else None, "cert": tls.cert, "key": tls.key}
+def _see_files(**files: str | None) -> None:
+    """Right before they are read: to make a context takes long enough for one to be replaced."""
     if odd := [name for name, file in files.items() if file is not None and _is_odd(file)]:
         message = "must be a regular file, and no folder, pipe or device"
         raise ConfigError([Fault(f"tls.{name}", message) for name in odd])
+
+
+def _make(tls: TLS) -> ssl.SSLContext:
+    if isinstance(tls.verify, ssl.SSLContext):
+        return tls.verify
+    bundle = None if tls.verify == "system" else tls.verify
+    _see_files(verify=bundle)
     try:
-        context = trusting(None if tls.verify == "system" else tls.verify)
+        context = trusting(bundle)
     except (OSError, ValueError) as error:  # among them those of TLS, and a path that cannot be one
         raise ConfigError(
             [Fault("tls.verify", f"must be 'system' or a readable bundle of certificates: {error}")]
@@ -308,6 +313,7 @@ def _make(tls: TLS) -> ssl.SSLContext:
     context.minimum_version = _VERSIONS[tls.min_version]
     context.set_alpn_protocols(["http/1.1"])
     if tls.cert is not None:
+        _see_files(cert=tls.cert, key=tls.key)
         try:
             context.load_cert_chain(tls.cert, tls.key, password=_refuse)
         except (OSError, ValueError) as error:
