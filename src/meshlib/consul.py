@@ -14,6 +14,7 @@ import os
 import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
+from functools import lru_cache
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
@@ -211,7 +212,7 @@ class ConsulAgent:
             return None
         bundle = self.ca_file or os.environ.get("CONSUL_CACERT") or "system"
         try:
-            context_for(tls := TLS(verify=bundle))
+            context_for(tls := _trusting(bundle))
         except ConfigError as error:
             reason = error.__cause__ or error
             raise ConsulError(f"the certificates in {shown(bundle)} cannot be used ({reason})") from error
@@ -228,6 +229,12 @@ class ConsulAgent:
         if len(token) > LARGEST_TOKEN or not all("!" <= letter <= "~" for letter in token):
             raise ConsulError(f"{where} holds what cannot be a token: it must be of printable ASCII and without spaces")
         return token
+
+
+@lru_cache(maxsize=8)
+def _trusting(bundle: str) -> TLS:
+    """The same setting for every request: its context is kept for as long as it is."""
+    return TLS(verify=bundle)
 
 
 def _named(file: str) -> str:

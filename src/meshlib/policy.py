@@ -314,7 +314,7 @@ class Connections(_Checked):
     max_age: float = seconds(600.0)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True, weakref_slot=True)
 class TLS(_Checked):
     """How a service is spoken to over TLS.
 

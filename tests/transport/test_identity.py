@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
+import gc
 import itertools
 import logging
 import os
 import socket
 import ssl
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -458,6 +460,40 @@ def test_S2_files_that_do_not_fit_change_nothing_and_are_told_of_once(
         assert len(caplog.messages) == 1
 
 
+def test_S2_files_that_could_not_be_read_are_tried_again(
+    authority: Authority, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Misses that each look tries: no more descriptors for a moment must not end all rotation until the next one."""
+    clock = Clock(monkeypatch)
+    cert, key = copied(authority.leaf(ORDERS), tmp_path)
+    tls = TLS(verify=authority.bundle, cert=str(cert), key=str(key))
+    first = context_for(tls)
+    renew(cert, key, authority.leaf(ORDERS))
+    with monkeypatch.context() as patch:
+        patch.setattr(tls_module, "trusting", lambda bundle: Path("/nowhere").stat())
+        for _ in range(3):
+            assert clock.later(tls) is first
+    assert clock.later(tls) is not first
+
+
+def test_S2_a_relative_path_means_what_it_meant_when_the_mesh_was_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Misses `tls._own`: whoever becomes a daemon goes elsewhere, where other authorities may be found."""
+    clock, here, there = Clock(monkeypatch), tmp_path / "here", tmp_path / "there"
+    for folder in (here, there):
+        folder.mkdir()
+        (folder / "bundle.pem").write_bytes(Authority(tmp_path).pem)
+    monkeypatch.chdir(here)
+    tls = TLS(verify="bundle.pem")
+    first = context_for(tls)
+    monkeypatch.chdir(there)
+    assert clock.later(tls) is first
+    assert context_for(TLS(verify="bundle.pem")) is not first
+    replace(here / "bundle.pem", Authority(tmp_path).pem)
+    assert clock.later(tls) is not first
+
+
 def test_S2_an_open_connection_stays_when_the_files_are_replaced(
     colour: Colour, authority: Authority, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -517,3 +553,123 @@ def test_S2_rotation_under_load_fails_no_call(
     assert len(witness.received) == 48
     assert len(set(witness.serials)) == 2
     assert witness.serials[0] != witness.serials[-1]
+
+
+# What is no file
+
+
+@pytest.mark.parametrize("place", ["verify", "cert", "key"])
+def test_S2_a_pipe_is_refused_and_not_waited_for(authority: Authority, tmp_path: Path, place: str) -> None:
+    """Misses `tls._is_odd`; a device is refused by the same line."""
+    cert, key = authority.leaf(ORDERS)
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    setting = {"verify": authority.bundle, "cert": cert, "key": key} | {place: str(pipe)}
+    assert not in_time(lambda: mesh_of("127.0.0.1:1", tls=TLS(**setting))), "it fails, and at once"
+    with pytest.raises(
+        ConfigError, match=rf"services\.orders\.tls\.{place}: must be a regular file, and no folder, pipe"
+    ):
+        mesh_of("127.0.0.1:1", tls=TLS(**setting))
+    with pytest.raises(ConfigError, match="must be a regular file"):
+        mesh_of("127.0.0.1:1", tls=TLS(verify="/dev/zero"))
+
+
+def test_S2_a_pipe_in_the_place_of_a_file_changes_nothing(
+    authority: Authority, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Misses `tls._is_odd` in `_held`."""
+    clock = Clock(monkeypatch)
+    cert, key = copied(authority.leaf(ORDERS), tmp_path)
+    tls = TLS(verify=authority.bundle, cert=str(cert), key=str(key))
+    first = context_for(tls)
+    key.unlink()
+    os.mkfifo(key)
+    for _ in range(3):
+        assert in_time(lambda: clock.later(tls))
+    assert context_for(tls) is first
+    [told] = caplog.messages
+    assert "tls.key: must be a regular file" in told
+    key.unlink()
+    renew(cert, key, authority.leaf(ORDERS))
+    assert clock.later(tls) is not first
+
+
+def test_S2_a_pipe_that_comes_while_a_context_is_made_is_not_waited_for(
+    authority: Authority, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Misses that `tls._see_files` is asked again, after the authorities are read."""
+    clock, trusting = Clock(monkeypatch), tls_module.trusting
+    cert, key = copied(authority.leaf(ORDERS), tmp_path)
+    tls = TLS(verify=authority.bundle, cert=str(cert), key=str(key))
+    first = context_for(tls)
+
+    def slowly(bundle: str | None) -> ssl.SSLContext:
+        if key.is_file():
+            key.unlink()
+            os.mkfifo(key)
+        return trusting(bundle)
+
+    monkeypatch.setattr(tls_module, "trusting", slowly)
+    replace(key, Path(authority.leaf()[1]).read_bytes())
+    assert in_time(lambda: clock.later(tls))
+    assert context_for(tls) is first
+
+
+def in_time(work: Callable[[], object]) -> bool:
+    """Whether it ends well. A thread that waits for a pipe is given up: the test fails, and does not hang."""
+    ended = list[bool]()
+
+    def run() -> None:
+        try:
+            work()
+        except ConfigError:
+            ended.append(False)
+        else:
+            ended.append(True)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(10)
+    assert not thread.is_alive(), "it waits for the pipe"
+    return ended == [True]
+
+
+# What is forgotten
+
+
+def test_a_context_is_kept_for_as_long_as_a_setting_that_asks_for_it(tmp_path: Path) -> None:
+    """Misses the weak `_contexts`, and the finalizers of `_users`."""
+    bundle = Authority(tmp_path).bundle
+
+    def asks(number: int) -> TLS:
+        return TLS(verify=bundle, server_name=f"orders-{number}")
+
+    for number in range(20):
+        mesh_of("127.0.0.1:1", tls=asks(number))
+    one, other = asks(0), asks(0)
+    context = context_for(one)
+    assert context_for(other) is context
+    del one
+    gc.collect()
+    assert context_for(asks(0)) is context, "the other still asks for it"
+    del other
+    gc.collect()
+    assert [kept for kept in tls_module._contexts.values() if kept._tls.verify == bundle] == []
+    assert [kept for kept in tls_module._users.values() if kept._tls.verify == bundle] == []
+
+
+def test_consul_is_asked_with_one_context_however_often(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Misses `consul._trusting`: a setting of one request is forgotten with it, and so is its context."""
+    made, make = list[TLS](), tls_module._make
+
+    def counting(tls: TLS) -> ssl.SSLContext:
+        made.append(tls)
+        return make(tls)
+
+    monkeypatch.setattr(tls_module, "_make", counting)
+    agent = ConsulAgent("127.0.0.1", 1, scheme="https", ca_file=Authority(tmp_path).bundle)
+    for _ in range(3):
+        with pytest.raises(ConsulError):
+            asyncio.run(agent.get(["v1", "agent", "self"], [], timeout=10))
+        gc.collect()
+    assert len(made) == 1

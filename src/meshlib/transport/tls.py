@@ -12,10 +12,13 @@ import hashlib
 import logging
 import os
 import ssl
+import stat
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from time import monotonic
 from typing import Any, NamedTuple
+from weakref import WeakValueDictionary, finalize
 
 import httpcore
 
@@ -66,9 +69,7 @@ class Kept:
         stamps, held = _stamps(self._files), _held(self._files)
         self._made = Made(_make(tls), stamps, held)
         self._look_at = monotonic() + LOOK_EVERY
-        self._refused: bytes | None = None
         self._bad_looks = 0
-        self._wrong = ""
 
     @property
     def context(self) -> ssl.SSLContext:
@@ -85,33 +86,35 @@ class Kept:
         if stamps == made.stamps and not self._bad_looks:
             return
         held = _held(self._files)
-        context = made.context if held == made.held else self._renewed(held)
+        context = made.context if held == made.held else self._renewed()
         if context is not None:
             # At once: another thread may be about to do the same, and context and contents must go together.
             self._made, self._bad_looks = Made(context, stamps, held), 0
 
-    def _renewed(self, held: bytes | None) -> ssl.SSLContext | None:
+    def _renewed(self) -> ssl.SSLContext | None:
         """A context of what the files hold now; None to stay with the old one.
 
-        That is told at the second look only: files are replaced one after another, and do not fit meanwhile.
+        That is told at the second look only: files are replaced one after another, and do not fit meanwhile. They are
+        tried at each look until they do: that descriptors have run out says nothing of what they hold.
         """
-        if not self._bad_looks or held != self._refused:
-            try:
-                context = _make(self._tls)
-            except ConfigError as error:
-                self._refused, self._wrong = held, str(error)
-            else:
-                logger.info("TLS: new connections use what %s now hold", ", ".join(self._files))
-                return context
+        try:
+            context = _make(self._tls)
+        except ConfigError as error:
+            wrong = str(error)
+        else:
+            logger.info("TLS: new connections use what %s now hold", ", ".join(self._files))
+            return context
         self._bad_looks += 1
         if self._bad_looks == 2:
-            logger.warning(
-                "TLS: new connections keep using what %s held before: %s", ", ".join(self._files), self._wrong
-            )
+            logger.warning("TLS: new connections keep using what %s held before: %s", ", ".join(self._files), wrong)
         return None
 
 
-_contexts: dict[TLS, Kept] = {}
+_contexts: WeakValueDictionary[TLS, Kept] = WeakValueDictionary()
+"""By value: settings that are equal share one."""
+
+_users: dict[int, Kept] = {}
+"""By the identity of the settings in use. What nobody uses any more is forgotten."""
 
 
 def context_for(tls: TLS) -> ssl.SSLContext:
@@ -120,13 +123,29 @@ def context_for(tls: TLS) -> ssl.SSLContext:
     Raises:
         ConfigError: if there was none yet and a file cannot be read, or key and certificate do not belong together.
     """
-    kept = _contexts.get(tls)
+    kept = _users.get(id(tls))
     if kept is None:
-        # Two threads may both make one, and the first to store it wins; a lock could be held when the process forks.
-        kept = _contexts.setdefault(tls, Kept(tls))
+        kept = _begun(tls)
     else:
         kept.look()
     return kept.context
+
+
+def _begun(tls: TLS) -> Kept:
+    own = _own(tls)
+    kept = _contexts.get(own)
+    if kept is None:
+        # Two threads may both make one, and the first to store it wins; a lock could be held when the process forks.
+        kept = _contexts.setdefault(own, Kept(own))
+    _users[id(tls)] = kept
+    finalize(tls, _users.pop, id(tls), None).atexit = False
+    return kept
+
+
+def _own(tls: TLS) -> TLS:
+    """A copy (the setting itself would be in use for ever), whose files are the same wherever the process goes."""
+    files = {"cert": tls.cert, "key": tls.key, "verify": tls.verify if tls.verify != "system" else None}
+    return replace(tls, **{name: os.path.abspath(file) for name, file in files.items() if isinstance(file, str)})
 
 
 def whom(tls: TLS, name: str | None) -> str:
@@ -179,6 +198,8 @@ def _stamp(file: str) -> tuple[int, ...] | None:
 def _held(files: Sequence[str]) -> bytes | None:
     """What stands for the contents; None if they cannot be read."""
     digest = hashlib.sha256()
+    if any(map(_is_odd, files)):
+        return None
     try:
         for file in files:
             digest.update(hashlib.sha256(Path(file).read_bytes()).digest())
@@ -187,11 +208,28 @@ def _held(files: Sequence[str]) -> bytes | None:
     return digest.digest()
 
 
+def _is_odd(file: str) -> bool:
+    """Whether there is something that is no file; to read it might never end."""
+    try:
+        return not stat.S_ISREG(os.stat(file).st_mode)
+    except (OSError, ValueError):
+        return False
+
+
+def _see_files(**files: str | None) -> None:
+    """Right before they are read: to make a context takes long enough for one to be replaced."""
+    if odd := [name for name, file in files.items() if file is not None and _is_odd(file)]:
+        message = "must be a regular file, and no folder, pipe or device"
+        raise ConfigError([Fault(f"tls.{name}", message) for name in odd])
+
+
 def _make(tls: TLS) -> ssl.SSLContext:
     if isinstance(tls.verify, ssl.SSLContext):
         return tls.verify
+    bundle = None if tls.verify == "system" else tls.verify
+    _see_files(verify=bundle)
     try:
-        context = trusting(None if tls.verify == "system" else tls.verify)
+        context = trusting(bundle)
     except (OSError, ValueError) as error:  # among them those of TLS, and a path that cannot be one
         right = f"must be 'system' or a readable bundle of certificates, got {shown(tls.verify)}"
         raise ConfigError([Fault("tls.verify", f"{right}: {error}")]) from error
@@ -202,6 +240,7 @@ def _make(tls: TLS) -> ssl.SSLContext:
     context.minimum_version = _VERSIONS[tls.min_version]
     context.set_alpn_protocols(["http/1.1"])
     if tls.cert is not None:
+        _see_files(cert=tls.cert, key=tls.key)
         try:
             context.load_cert_chain(tls.cert, tls.key, password=_refuse)
         except (OSError, ValueError) as error:
