@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
+from importlib import import_module
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
@@ -93,6 +94,7 @@ class Mesh:
         from meshlib.upkeep import Upkeep
 
         _check(services, zone, spans, passthrough, inner)
+        _load(passthrough)
         self._passthrough = passthrough
         self._clock = clock
         self._zone = zone
@@ -178,6 +180,7 @@ class Mesh:
             raise
         mesh = cls(*found.services, **{**found.options, **settings})
         if reload and source.path is not None:
+            import_module("meshlib.rollout")  # see _load
             mesh._upkeep.follow(source, content, found, mesh.update)
         return mesh
 
@@ -505,6 +508,17 @@ class Mesh:
         if service is not None:
             self._cluster(service)
         return found
+
+
+def _load(passthrough: bool) -> None:
+    """Import what calls need now, in the thread that makes the mesh.
+
+    Were it imported by the first call, a child that is forked meanwhile by another thread would wait for ever: its copy
+    of the module is under way, and nobody goes on with it.
+    """
+    modules = ["aio", "sync", "cookies", *(["passthrough"] if passthrough else [])]
+    for name in modules:
+        import_module(f"meshlib.transport.{name}")
 
 
 _UNSEEN = Fault("tls", "must not ask for a SPIFFE id beside Mesh(inner=...), whose connections nobody could look at")

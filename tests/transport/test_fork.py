@@ -380,6 +380,76 @@ client.close()
     assert run(program, upstream) == [{"wrong": 0, "many": True, "in_flight": 0}]
 
 
+# Imports
+
+
+def test_S3_forks_amid_another_threads_first_call(no_leaks: None, upstream: Upstream) -> None:
+    # A child would wait for ever for a module that the other thread was importing.
+    program = """
+def first():
+    with mesh.client("orders") as client:
+        client.get("/first")
+
+def child():
+    signal.alarm(10)
+    first()
+
+other = threading.Thread(target=first)
+other.start()
+pids = []
+while len(pids) < 8 and (other.is_alive() or not pids):
+    pids.append(fork(child))
+    time.sleep(0.01)
+join(*pids)
+other.join()
+"""
+    assert run(program, upstream) == []
+
+
+NOTHING_IS_IMPORTED = """
+class Noting:
+    # Python asks it for every module that is not there yet.
+    def find_spec(self, name, path, target=None):
+        if not name.startswith("anyio."):  # it imports its own backend, once that is needed
+            noted.append(name)
+
+async def ask():
+    async with mesh.async_client("orders") as client:
+        await client.get("/async")
+
+noted = []
+sys.meta_path.insert(0, Noting())
+with mesh.client("orders") as client:
+    client.get("/sync")
+asyncio.run(ask())
+mesh.snapshot()
+if is_followed:  # a change of its file is an update
+    mesh.update(service)
+mesh.close()
+tell(noted=noted)
+"""
+
+MESHES = {
+    "a list": "Mesh(service)",
+    "passthrough": "Mesh(service, passthrough=True)",
+    "a file of endpoints": "Mesh(Service('orders', 'file:endpoints.toml'))",
+    "a file that is followed": "Mesh.from_toml('mesh.toml', reload=True)",
+    "traced": "Mesh(service, tracer_provider=TracerProvider())",
+}
+
+
+@pytest.mark.parametrize("made", MESHES)
+def test_S3_calls_import_nothing(
+    no_leaks: None, upstream: Upstream, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, made: str
+) -> None:
+    (tmp_path / "endpoints.toml").write_text(f'endpoints = ["{upstream.address}"]')
+    (tmp_path / "mesh.toml").write_text(f'services.orders.resolver = ["{upstream.address}"]')
+    monkeypatch.chdir(tmp_path)
+    program = "from opentelemetry.sdk.trace import TracerProvider\n" if made == "traced" else ""
+    program += f"is_followed, mesh = {made == 'a file that is followed'}, {MESHES[made]}\n"
+    assert run(program + NOTHING_IS_IMPORTED, upstream) == [{"noted": []}]
+
+
 # gunicorn --preload
 
 APP = """

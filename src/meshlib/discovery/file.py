@@ -6,10 +6,14 @@ is broken: whoever watches it does. A fault is shown with its place in the file 
 
 from __future__ import annotations
 
+import json
 import os
 import stat
 import time
+import tomllib
+from codecs import BOM_UTF8
 from collections.abc import Hashable
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -175,11 +179,8 @@ def _mark(state: os.stat_result) -> Hashable:
 
 
 def _parsed(content: bytes, suffix: str) -> Any:
-    import json
-    import tomllib
-
     try:
-        text = content.decode("utf-8-sig")
+        text = content.removeprefix(BOM_UTF8).decode()
         return json.loads(text) if suffix == ".json" else tomllib.loads(text)
     except RecursionError:
         raise ConfigError([Fault(suffix[1:].upper(), "must not be nested that deeply")]) from None
@@ -219,8 +220,6 @@ def _bad_metadata(path: str, metadata: Any) -> list[Fault]:
 
 
 def _unknown(path: str, table: dict[str, Any], known: tuple[str, ...]) -> list[Fault]:
-    from difflib import get_close_matches
-
     faults = []
     for name in table.keys() - set(known):
         near = get_close_matches(name, known, n=1)

@@ -10,6 +10,7 @@ import asyncio
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -46,6 +47,12 @@ AT_ONCE = 64
 
 LONGEST_CHAIN = 8
 """Aliases that lead from one nameserver's answer to a further question."""
+
+BACKEND = dns.asyncbackend.get_backend("asyncio")
+
+for _kind in ("IN.A", "IN.AAAA", "IN.SRV", "ANY.CNAME", "ANY.SOA", "ANY.OPT"):
+    # dnspython imports them as they come; a child forked amid that would wait for the rest of it for ever.
+    import_module(f"dns.rdtypes.{_kind}")
 
 
 @dataclass(frozen=True)
@@ -113,7 +120,7 @@ class Nameservers:
                     tcp=self._tcp,
                     raise_on_no_answer=False,
                     search=self._search,
-                    backend=dns.asyncbackend.get_backend("asyncio"),
+                    backend=BACKEND,
                 )
         except dns.resolver.NXDOMAIN as error:
             raise ResolveError(self._nxdomain(error)) from error

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Mapping
+from importlib import import_module
 from math import inf
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
 from meshlib.fork import inherited
-from meshlib.telemetry.providers import may_change, recording
+from meshlib.telemetry.providers import is_loaded, may_change, recording
 from meshlib.validation import ConfigError, Fault
 
 if TYPE_CHECKING:
@@ -75,6 +76,8 @@ class Telemetry:
         self._tracer: Any = None
         self._is_followed = True
         _check(meter_provider, tracer_provider)
+        if is_loaded() or meter_provider or tracer_provider:
+            _load()
         self.looks_at = -inf
         self.forget()
         inherited.add(self)
@@ -135,6 +138,8 @@ class Telemetry:
         found_meters = self._meters or recording(meters, "opentelemetry.metrics", "get_meter_provider")
         found_tracers = self._tracers or recording(tracers, "opentelemetry.trace", "get_tracer_provider")
         is_new = found_meters is not self._meters or found_tracers is not self._tracers
+        if is_new:
+            _load()  # before a child that is forked meanwhile sees that there are providers
         self._meters, self._tracers = found_meters, found_tracers
         is_settled = (found_meters or not may_change(meters)) and (found_tracers or not may_change(tracers))
         self.looks_at = inf if is_settled else self._clock() + EVERY
@@ -181,6 +186,15 @@ def _check(meter_provider: Any, tracer_provider: Any) -> None:
     ]
     if faults:
         raise ConfigError(faults)
+
+
+def _load() -> None:
+    """Import what calls leave their trails with: where the API is loaded already, before the first of them.
+
+    A child that is forked while a call's thread imports it would wait for it for ever.
+    """
+    for module in ("meshlib.telemetry.observed", "meshlib.telemetry.trail", "importlib.metadata"):
+        import_module(module)
 
 
 def _version() -> str:
