@@ -338,7 +338,7 @@ class TLS(_Checked):
 
     verify: str | SSLContext = ruled(
         lambda value: (
-            None if isinstance(value, SSLContext) or _is_path(value) else "must be 'system', a path or a context"
+            None if isinstance(value, SSLContext) or _is_path(value) else f"must be 'system', {_A_PATH}, or a context"
         ),
         default="system",
     )
@@ -352,7 +352,9 @@ class TLS(_Checked):
     def __post_init__(self) -> None:
         faults = []
         if self.key is not None and self.cert is None:
-            faults.append(Fault("tls.cert", "must be given with a key, got none"))
+            faults.append(
+                Fault("tls.cert", "must be given with a key, TLS(cert='client.pem', key='client.key'), got none")
+            )
         if isinstance(self.verify, SSLContext) and (self.cert is not None or self.min_version != "1.2"):
             faults.append(Fault("tls.verify", "must not be a context beside cert, key or min_version: set them in it"))
         if self.spiffe_id is not None and self.trust_domain is not None:
@@ -365,9 +367,12 @@ class TLS(_Checked):
         check(self, faults)
 
 
+_A_PATH = "a path, for example '/etc/tls/mesh.pem'"
+
+
 def _optional_host(value: Any) -> str | None:
     usable = value is None or (isinstance(value, str) and is_host_name(value))
-    return None if usable else "must be a host name or None"
+    return None if usable else "must be a host name, for example 'orders.internal', or None"
 
 
 def _optional_spiffe_id(value: Any) -> str | None:
@@ -386,11 +391,7 @@ def _is_path(value: Any) -> bool:
 
 
 def _optional_path(value: Any) -> str | None:
-    return None if value is None or _is_path(value) else "must be a path or None"
-
-
-def _optional_text(value: Any, what: str) -> str | None:
-    return None if value is None or (isinstance(value, str) and value) else f"must be {what} or None"
+    return None if value is None or _is_path(value) else f"must be {_A_PATH}, or None"
 
 
 def _strategy(value: Any, example: str) -> str | None:

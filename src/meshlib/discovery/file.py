@@ -149,7 +149,7 @@ def endpoints_in(document: Any) -> tuple[Endpoint, ...]:
             faults.append(Fault("endpoints", "must be given, for example endpoints = ['10.0.0.1:8080']"))
         document = document.get("endpoints", [])
     if not isinstance(document, list):
-        faults.append(Fault("endpoints", f"must be a list, got {_kind(document)}"))
+        faults.append(Fault("endpoints", f"must be a list, for example ['10.0.0.1:8080'], got {_kind(document)}"))
         document = []
     found: dict[Place, Endpoint] = {}
     for position, entry in enumerate(document):
