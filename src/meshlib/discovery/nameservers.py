@@ -152,6 +152,9 @@ _rooms: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[object, asyncio.Semaph
 
 def _room(given: tuple[tuple[str, int], ...]) -> asyncio.Semaphore:
     """Where the questions of the running loop to these nameservers find room."""
+    for loop in [reference() for reference in _rooms.keyrefs()]:
+        if loop is not None and loop.is_closed():
+            _rooms.pop(loop, None)  # a semaphore that somebody has waited for holds its loop, which is the key
     return _rooms.setdefault(asyncio.get_running_loop(), {}).setdefault(given, asyncio.Semaphore(AT_ONCE))
 
 
