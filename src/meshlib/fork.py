@@ -2,13 +2,15 @@
 
 Decides that a child keeps none of its parent's sockets: two processes on one connection read each other's answers. The
 child closes its descriptors without a word to the peer, whose connections are the parent's, and connects anew. What was
-learned of the endpoints stays.
+learned of the endpoints stays. A fork waits for what a child must not find half done.
 """
 
 from __future__ import annotations
 
 import errno
+import logging  # noqa: F401  # a fork takes its lock as well: after `whole`, as who imports does, if it is known before
 import os
+import threading
 from typing import Protocol
 from weakref import WeakSet
 
@@ -21,6 +23,10 @@ class Inherited(Protocol):
 
     def __hash__(self) -> int: ...
 
+
+whole = threading.RLock()
+"""Held by who makes or changes a mesh. A fork waits for it: a child would have to do with half of the change, and would
+wait for ever for a module that is imported meanwhile, since nobody there goes on with it."""
 
 inherited: WeakSet[Inherited] = WeakSet()
 """Everything of this process that a child will find."""
@@ -41,9 +47,10 @@ def close_inherited(descriptor: int) -> None:
 
 
 def _in_child() -> None:
+    whole.release()
     for each in list(inherited):
         each.forget()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_in_child)
+    os.register_at_fork(before=whole.acquire, after_in_parent=whole.release, after_in_child=_in_child)

@@ -383,10 +383,27 @@ client.close()
 # Imports
 
 
-def test_S3_forks_amid_another_threads_first_call(no_leaks: None, upstream: Upstream) -> None:
+FIRST = {
+    "call": "",
+    "update": "mesh.update(Service('orders', [address, 'localhost:' + address.rpartition(':')[2]]))",
+    "call that is traced": "",
+}
+
+PROVIDER = """
+from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
+
+trace.set_tracer_provider(TracerProvider())
+"""
+
+
+@pytest.mark.parametrize("first", FIRST)
+def test_S3_forks_amid_another_threads_first(no_leaks: None, upstream: Upstream, first: str) -> None:
     # A child would wait for ever for a module that the other thread was importing.
-    program = """
+    program = f"""
+{PROVIDER if first == "call that is traced" else ""}
 def first():
+    {FIRST[first]}
     with mesh.client("orders") as client:
         client.get("/first")
 
@@ -406,11 +423,37 @@ other.join()
     assert run(program, upstream) == []
 
 
+def test_S3_a_fork_waits_for_an_update(no_leaks: None, upstream: Upstream) -> None:
+    program = """
+class Slow:
+    def prepare(self, nodes, rng):
+        preparing.set()
+        time.sleep(0.3)
+        return lambda now, key: iter(nodes)
+
+preparing = threading.Event()
+other = threading.Thread(target=lambda: mesh.update(Service("users", [address], balancer=Slow())))
+other.start()
+preparing.wait()
+
+def child():
+    with mesh.client("users") as client:
+        tell(status=client.get("/").status_code)
+
+join(fork(child))
+other.join()
+"""
+    assert run(program, upstream) == [{"status": 200}]
+
+
 NOTHING_IS_IMPORTED = """
+from meshlib.fork import whole
+
 class Noting:
     # Python asks it for every module that is not there yet.
     def find_spec(self, name, path, target=None):
-        if not name.startswith("anyio."):  # it imports its own backend, once that is needed
+        is_waited_for = whole._is_owned()
+        if not is_waited_for and not name.startswith("anyio."):  # which imports its own backend once that is needed
             noted.append(name)
 
 async def ask():
@@ -439,7 +482,7 @@ MESHES = {
 
 
 @pytest.mark.parametrize("made", MESHES)
-def test_S3_calls_import_nothing(
+def test_S3_calls_import_nothing_that_a_fork_does_not_wait_for(
     no_leaks: None, upstream: Upstream, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, made: str
 ) -> None:
     (tmp_path / "endpoints.toml").write_text(f'endpoints = ["{upstream.address}"]')

@@ -30,11 +30,6 @@ def may_change(given: Any) -> bool:
     return given is None or stands_in(given)
 
 
-def is_loaded() -> bool:
-    """Whether anybody has loaded OpenTelemetry's API, as who sets a provider must."""
-    return any(module in sys.modules for module in _OF_THE_API)
-
-
 def stands_in(provider: Any) -> bool:
     """Whether it is what the API gives out before the process's provider is set."""
     return _is_of_the_api(provider) and "Proxy" in type(provider).__name__

@@ -14,8 +14,8 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
-from meshlib.fork import inherited
-from meshlib.telemetry.providers import is_loaded, may_change, recording
+from meshlib.fork import inherited, whole
+from meshlib.telemetry.providers import may_change, recording
 from meshlib.validation import ConfigError, Fault
 
 if TYPE_CHECKING:
@@ -76,8 +76,6 @@ class Telemetry:
         self._tracer: Any = None
         self._is_followed = True
         _check(meter_provider, tracer_provider)
-        if is_loaded() or meter_provider or tracer_provider:
-            _load()
         self.looks_at = -inf
         self.forget()
         inherited.add(self)
@@ -189,12 +187,10 @@ def _check(meter_provider: Any, tracer_provider: Any) -> None:
 
 
 def _load() -> None:
-    """Import what calls leave their trails with: where the API is loaded already, before the first of them.
-
-    A child that is forked while a call's thread imports it would wait for it for ever.
-    """
-    for module in ("meshlib.telemetry.observed", "meshlib.telemetry.trail", "importlib.metadata"):
-        import_module(module)
+    """Import what calls leave their trails with."""
+    with whole:
+        for module in ("meshlib.telemetry.observed", "meshlib.telemetry.trail", "importlib.metadata"):
+            import_module(module)
 
 
 def _version() -> str:
