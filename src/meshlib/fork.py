@@ -47,9 +47,11 @@ def close_inherited(descriptor: int) -> None:
 
 
 def _in_child() -> None:
-    whole.release()
-    for each in list(inherited):
-        each.forget()
+    try:
+        for each in list(inherited):
+            each.forget()
+    finally:
+        whole.release()
 
 
 if hasattr(os, "register_at_fork"):

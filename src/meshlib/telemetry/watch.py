@@ -189,14 +189,15 @@ def _check(meter_provider: Any, tracer_provider: Any) -> None:
 def _load() -> None:
     """Import what calls leave their trails with."""
     with whole:
-        for module in ("meshlib.telemetry.observed", "meshlib.telemetry.trail", "importlib.metadata"):
-            import_module(module)
+        for name in ("observed", "recorded", "trail"):
+            import_module(f"meshlib.telemetry.{name}")
 
 
 def _version() -> str:
-    from importlib.metadata import PackageNotFoundError, version
+    with whole:  # looking imports more, as it goes
+        from importlib.metadata import PackageNotFoundError, version
 
-    try:
-        return version("meshlib-http")
-    except PackageNotFoundError:  # it runs from its sources
-        return ""
+        try:
+            return version("meshlib-http")
+        except PackageNotFoundError:  # it runs from its sources
+            return ""
