@@ -10,6 +10,7 @@ import os
 import random
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from importlib import import_module
 from types import TracebackType
@@ -514,6 +515,8 @@ def _load(passthrough: bool) -> None:
     with whole:
         for name in ("aio", "sync", "cookies", *(["passthrough"] if passthrough else [])):
             import_module(f"meshlib.transport.{name}")
+        with suppress(ModuleNotFoundError):  # anyio has no public name for it, and imports it at the first wait
+            import_module("anyio._backends._asyncio")
 
 
 def _upkeep_of(clusters: dict[str, Cluster], clock: Callable[[], float], **told: Any) -> Upkeep:

@@ -452,13 +452,13 @@ from meshlib.fork import whole
 class Noting:
     # Python asks it for every module that is not there yet.
     def find_spec(self, name, path, target=None):
-        is_waited_for = whole._is_owned()
-        if not is_waited_for and not name.startswith("anyio."):  # which imports its own backend once that is needed
+        if not whole._is_owned():
             noted.append(name)
 
 async def ask():
     async with mesh.async_client("orders") as client:
         await client.get("/async")
+    await mesh.aclose()
 
 noted = []
 sys.meta_path.insert(0, Noting())
