@@ -435,6 +435,22 @@ def test_a_TLS_setting_that_cannot_work_is_refused(given: dict[str, Any], path: 
     assert said.startswith(f"{path}: must be ")
 
 
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (
+            {"verify": False},
+            "must be 'system', a file's path as text, for example '/etc/tls/mesh.pem', or an ssl.SSLContext, got False",
+        ),
+        ({"server_name": "a b"}, "must be a host name, for example 'orders.internal', or None, got 'a b'"),
+        ({"cert": b"a.pem"}, "must be a file's path as text, for example '/etc/tls/mesh.pem', or None, got b'a.pem'"),
+        ({"key": "key.pem"}, "must be given with a key, TLS(cert='client.pem', key='client.key'), got none"),
+    ],
+)
+def test_a_TLS_setting_shows_what_would_be_right(given: dict[str, Any], said: str) -> None:
+    assert faults_of(TLS, **given) == [f"tls.{'cert' if 'key' in given else next(iter(given))}: {said}"]
+
+
 def test_https_is_short_for_TLS() -> None:
     assert Service("orders", ONE, scheme="https").tls == TLS()
     assert Service("orders", ONE, scheme="https", tls=TLS(server_name="a")).tls == TLS(server_name="a")
@@ -822,7 +838,8 @@ def test_weights_in_a_url_are_one_for_all_or_one_for_each() -> None:
         (["statik://10.0.0.1:80"], "resolver[0]: must be a URL of a known scheme"),
         (
             ["10.0.0.1:80", "static:10.0.0.2:80"],
-            "must hold addresses or resolver URLs, never both: resolver[1] is a resolver, resolver[0] is not",
+            "must hold addresses or resolver URLs, never both: resolver[1] is a resolver, resolver[0] is not; "
+            "addresses beside resolvers are 'static:10.0.0.1:8080,10.0.0.2:8080'",
         ),
         ([Static(ONE), Endpoint("10.0.0.1", 80)], "resolver[0] is a resolver, resolver[1] is not"),
         (["static:10.0.0.1:80", "file:x.toml?a=b"], "resolver[1]: must have no parameters"),
@@ -841,9 +858,9 @@ def test_weights_in_a_url_are_one_for_all_or_one_for_each() -> None:
         (["[::1]:80", "[0::1]:80"], "resolver[1]: must be listed once: [::1]:80 is there already"),
         ("static:10.0.0.1:80?weight=0", "resolver[0]: endpoint.weight: must be > 0, got 0.0"),
         ("static:10.0.0.1:80?weight=nan", "resolver[0]: endpoint.weight: must be a finite number, got nan"),
-        ("static:10.0.0.1:80?weight=x", "resolver: must give one weight, or one for each endpoint, got 'x'"),
-        ("static:10.0.0.1:80?weight=", "resolver: must give one weight, or one for each endpoint, got ''"),
-        ("static:10.0.0.1:80?weight=1,2", "resolver: must give one weight, or one for each endpoint, got '1,2'"),
+        ("static:10.0.0.1:80?weight=x", "for example 'static:10.0.0.1:8080,10.0.0.2:8080?weight=3,1', got 'x'"),
+        ("static:10.0.0.1:80?weight=", "for example 'static:10.0.0.1:8080,10.0.0.2:8080?weight=3,1', got ''"),
+        ("static:10.0.0.1:80?weight=1,2", "for example 'static:10.0.0.1:8080,10.0.0.2:8080?weight=3,1', got '1,2'"),
         ("static:10.0.0.1:80?wieght=1", "resolver: must have no parameter but 'weight', got 'wieght'"),
     ],
 )
@@ -908,7 +925,7 @@ def test_the_faults_of_a_service_are_all_listed_with_their_path() -> None:
         "services.orders.breaker: must be a Breaker, for example Breaker(consecutive=3), got None",
         "services.orders.hedge: must be a Hedge, for example Hedge(max_extra=0.02), got 0.02",
         "services.orders.connections: must be a Connections, for example Connections(max_idle=5), got []",
-        "services.orders.host: must be None, 'endpoint' or a header value, got ''",
+        "services.orders.host: must be None, 'endpoint' or a header value, for example 'orders.internal', got ''",
     ]
 
 
@@ -941,7 +958,9 @@ def test_the_host_header_may_be_set(host: str | None) -> None:
 @pytest.mark.parametrize("host", ["", "a b", "a\r\nX-Evil: 1", "a\tb", "ä", 5, b"a"])
 def test_a_host_header_that_cannot_be_sent_is_refused(host: Any) -> None:
     (said,) = faults_of(Service, "orders", ONE, host=host)
-    assert said.startswith("services.orders.host: must be None, 'endpoint' or a header value, got ")
+    assert said.startswith(
+        "services.orders.host: must be None, 'endpoint' or a header value, for example 'orders.internal', got "
+    )
 
 
 @pytest.mark.parametrize("name", ["orders", "o", "orders-2", "my_orders", "orders.shop.internal", "7up", "a--b"])
@@ -1130,10 +1149,11 @@ sockets.clear()
 import threading
 threads = threading.active_count()
 import meshlib
+added = sorted(set(sys.modules) - before)
 meshlib.Mesh(meshlib.Service("orders", ["10.0.0.1:8080"])).close()
 import json
 print(json.dumps({
-    "added": sorted(set(sys.modules) - before),
+    "added": added,
     "sockets": sockets,
     "threads": threading.active_count() - threads,
 }))
@@ -1155,7 +1175,7 @@ HEAVY += (
 )
 
 
-def test_an_import_starts_no_thread_opens_no_socket_and_loads_nothing_heavy() -> None:
+def test_an_import_loads_nothing_heavy_and_making_a_mesh_starts_no_thread_and_opens_no_socket() -> None:
     done = subprocess.run([sys.executable, "-c", PROBE], capture_output=True, text=True, timeout=60, check=True)
     seen = json.loads(done.stdout)
     assert "meshlib.mesh" in seen["added"]

@@ -257,6 +257,11 @@ def test_auth_has_to_be_a_function(door: Door, mesh: Mesh) -> None:
         door.app(mesh, auth="secret")
 
 
+def test_a_status_page_is_of_a_mesh(door: Door) -> None:
+    with pytest.raises(TypeError, match=r"mesh must be a Mesh, status_app\(mesh, auth=\.\.\.\), got str$"):
+        door.app("mesh")
+
+
 # ASGI beside HTTP
 
 

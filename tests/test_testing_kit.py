@@ -237,6 +237,8 @@ def test_nothing_of_it_is_left_outside() -> None:
 @pytest.mark.parametrize(
     ("given", "error", "said"),
     [
+        ({}, ConfigError, r"faults: nothing is to go wrong: give fail=, hang= or refuse=, .* or latency=.*fail=0\.3"),
+        ({"endpoint": "10.0.0.1:80"}, ConfigError, r"faults: nothing is to go wrong"),
         (
             {"fail": 1.5},
             ConfigError,
@@ -252,6 +254,8 @@ def test_nothing_of_it_is_left_outside() -> None:
 def test_faults_that_cannot_be_say_why(given: Any, error: type[Exception], said: str) -> None:
     with pytest.raises(error, match=said), faults(nowhere(), "orders", **given):
         pass
+    with faults(nowhere(), "orders", fail=0.0):
+        pass  # the first of several shares that are tried
     with pytest.raises(UnknownService), faults(nowhere(), "ordrs", fail=1.0):
         pass
 

@@ -59,7 +59,7 @@ KNOWN_REASONS = (
 not exist, or the page of whoever sits in front (rule T3)."""
 
 
-_BAD_HOST = "must be an address without a zone, or a host name"
+_BAD_HOST = "must be an address without a zone, or a host name, for example '127.0.0.1'"
 
 
 class ConsulError(Exception):

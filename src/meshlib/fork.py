@@ -2,13 +2,15 @@
 
 Decides that a child keeps none of its parent's sockets: two processes on one connection read each other's answers. The
 child closes its descriptors without a word to the peer, whose connections are the parent's, and connects anew. What was
-learned of the endpoints stays.
+learned of the endpoints stays. A fork waits for what a child must not find half done.
 """
 
 from __future__ import annotations
 
 import errno
+import logging  # noqa: F401  # before the hooks below: so a fork takes its lock after `whole`, as whoever imports does
 import os
+import threading
 from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
 from weakref import WeakKeyDictionary, WeakSet
@@ -24,6 +26,10 @@ class Inherited(Protocol):
 
     def __hash__(self) -> int: ...
 
+
+whole = threading.RLock()
+"""Held by who makes or changes a mesh. A fork waits for it: a child would have to do with half of the change, and would
+wait for ever for a module that is imported meanwhile, since nobody there goes on with it."""
 
 inherited: WeakSet[Inherited] = WeakSet()
 """Everything of this process that a child will find."""
@@ -51,11 +57,14 @@ def close_inherited(descriptor: int) -> None:
 
 
 def _in_child() -> None:
-    for each in list(inherited):
-        each.forget()
-    for held, forget in list(_held_by_users.items()):
-        forget(held)
+    try:
+        for each in list(inherited):
+            each.forget()
+        for held, forget in list(_held_by_users.items()):
+            forget(held)
+    finally:
+        whole.release()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_in_child)
+    os.register_at_fork(before=whole.acquire, after_in_parent=whole.release, after_in_child=_in_child)

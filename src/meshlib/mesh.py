@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import os
 import random
-import threading
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
+from importlib import import_module
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 from meshlib.discovery.static import fixed
 from meshlib.endpoint import Endpoint, Place, place_of
 from meshlib.errors import UnknownService
-from meshlib.fork import inherit
+from meshlib.fork import inherit, whole
 from meshlib.service import Service, faults_among
 from meshlib.validation import ConfigError, Fault
 
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from meshlib.registry import Registration
     from meshlib.registry.entry import Alive
     from meshlib.transport.router import Router
+    from meshlib.upkeep import Upkeep
 
 F = TypeVar("F")
 
@@ -90,8 +92,6 @@ class Mesh:
         clock: Callable[[], float] = time.monotonic,
         rng: random.Random | None = None,
     ) -> None:
-        from meshlib.upkeep import Upkeep
-
         _check(services, inner, _wrong_options(passthrough, zone, spans))
         self._passthrough = passthrough
         self._clock = clock
@@ -100,19 +100,19 @@ class Mesh:
         self._send_deadline = send_deadline
         self._rng = rng or random.Random()
         self._is_own_rng = rng is None
-        self._changing = threading.Lock()
-        self._clusters = {service.name: self._cluster_of(service) for service in services}
-        self._upkeep = Upkeep(
-            self._clusters,
-            clock,
-            spans=spans,
-            endpoint_attributes=endpoint_attributes,
-            call_duration=call_duration,
-            meter_provider=meter_provider,
-            tracer_provider=tracer_provider,
-        )
+        _load(passthrough)
+        with whole:
+            self._clusters = {service.name: self._cluster_of(service) for service in services}
+            self._upkeep = _upkeep_of(
+                self._clusters,
+                clock,
+                spans=spans,
+                endpoint_attributes=endpoint_attributes,
+                call_duration=call_duration,
+                meter_provider=meter_provider,
+                tracer_provider=tracer_provider,
+            )
         self._clients, self._telemetry = self._upkeep.clients, self._upkeep.telemetry
-        self._upkeep.attend(self._clusters.values())
         inherit(self, Mesh._forget)
 
     @classmethod
@@ -178,7 +178,8 @@ class Mesh:
             raise
         mesh = cls(*found.services, **{**found.options, **settings})
         if reload and source.path is not None:
-            mesh._upkeep.follow(source, content, found, mesh.update)
+            with whole:
+                mesh._upkeep.follow(source, content, found, mesh.update)
         return mesh
 
     def client(self, service: str | None = None, **kwargs: Any) -> httpx.Client:
@@ -266,7 +267,8 @@ class Mesh:
             TypeError, ConfigError: for an option that cannot be; when a function is decorated, if it is a method or a
                 generator, has no parameter for a client, has one of another type, or does not go with an option.
         """
-        from meshlib.decorators import MISSING, Injection
+        with whole:
+            from meshlib.decorators import MISSING, Injection
 
         if callable(service):
             raise TypeError('a service is missing: @mesh.call("orders")')
@@ -318,10 +320,10 @@ class Mesh:
         Raises:
             ConfigError: if something is not a service, is given twice, or cannot be used; then nothing has changed.
         """
-        from meshlib.rollout import roll_out
-
         _check(services, self._inner)
-        with self._changing:
+        with whole:
+            from meshlib.rollout import roll_out
+
             concerned = roll_out(services, self._clusters, self._cluster_of, self._upkeep, self._clock())
         self._upkeep.deliver(*concerned)
 
@@ -390,7 +392,8 @@ class Mesh:
         Raises:
             ConfigError: with every fault, as `register.<argument>`.
         """
-        from meshlib.registry.entry import Entry
+        with whole:
+            from meshlib.registry.entry import Entry
 
         entry = Entry(
             name,
@@ -408,7 +411,7 @@ class Mesh:
             deregister_after=deregister_after,
             drain=drain,
         )
-        with self._changing:  # whoever needs it first makes the control plane
+        with whole:  # whoever needs it first makes the control plane
             return self._upkeep.register(entry, owner=self)
 
     def wait_ready(self, timeout: float) -> None:
@@ -465,7 +468,6 @@ class Mesh:
 
     def _forget(self) -> None:
         """After a fork, in the child. What was learned of the endpoints stays."""
-        self._changing = threading.Lock()
         for cluster in self._clusters.values():
             cluster.forget()
         if self._is_own_rng:
@@ -505,6 +507,24 @@ class Mesh:
         if service is not None:
             self._cluster(service)
         return found
+
+
+def _load(passthrough: bool) -> None:
+    """Import what calls need: were it imported by the first of them, a fork would not wait for it."""
+    import_module("concurrent.futures.thread")  # it hooks into forks, and must not do that amid one that waits
+    with whole:
+        for name in ("aio", "sync", "cookies", *(["passthrough"] if passthrough else [])):
+            import_module(f"meshlib.transport.{name}")
+        with suppress(ModuleNotFoundError):  # anyio has no public name for it, and imports it at the first wait
+            import_module("anyio._backends._asyncio")
+
+
+def _upkeep_of(clusters: dict[str, Cluster], clock: Callable[[], float], **told: Any) -> Upkeep:
+    from meshlib.upkeep import Upkeep
+
+    upkeep = Upkeep(clusters, clock, **told)
+    upkeep.attend(clusters.values())
+    return upkeep
 
 
 _UNSEEN = Fault("tls", "must not ask for a SPIFFE id beside Mesh(inner=...), whose connections nobody could look at")

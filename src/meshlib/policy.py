@@ -347,7 +347,9 @@ class TLS(_Checked):
     def __post_init__(self) -> None:
         faults = []
         if self.key is not None and self.cert is None:
-            faults.append(Fault("tls.cert", "must be given with a key, got none"))
+            faults.append(
+                Fault("tls.cert", "must be given with a key, TLS(cert='client.pem', key='client.key'), got none")
+            )
         if isinstance(self.verify, SSLContext) and (self.cert is not None or self.min_version != "1.2"):
             faults.append(Fault("tls.verify", "must not be a context beside cert, key or min_version: set them in it"))
         if self.spiffe_id is not None and self.trust_domain is not None:
@@ -360,9 +362,12 @@ class TLS(_Checked):
         check(self, faults)
 
 
+_A_PATH = "a file's path as text, for example '/etc/tls/mesh.pem'"
+
+
 def _optional_host(value: Any) -> str | None:
     usable = value is None or (isinstance(value, str) and is_host_name(value))
-    return None if usable else "must be a host name or None"
+    return None if usable else "must be a host name, for example 'orders.internal', or None"
 
 
 def _optional_spiffe_id(value: Any) -> str | None:
@@ -382,11 +387,11 @@ def _is_path(value: Any) -> bool:
 
 def _trust(value: Any) -> str | None:
     usable = isinstance(value, SSLContext) or _is_path(value)
-    return None if usable else "must be 'system', a file's path as text, or an ssl.SSLContext"
+    return None if usable else f"must be 'system', {_A_PATH}, or an ssl.SSLContext"
 
 
 def _optional_path(value: Any) -> str | None:
-    return None if value is None or _is_path(value) else "must be a file's path as text, or None"
+    return None if value is None or _is_path(value) else f"must be {_A_PATH}, or None"
 
 
 def _strategy(value: Any, example: str) -> str | None:

@@ -137,8 +137,9 @@ def _listed(entries: list[Any]) -> Resolver:
     if not any(urls):
         return Static(entries)
     if not all(urls):
-        message = "must hold addresses or resolver URLs, never both: resolver[{}] is a resolver, resolver[{}] is not"
-        raise ConfigError([Fault("resolver", message.format(urls.index(True), urls.index(False)))])
+        found = f"resolver[{urls.index(True)}] is a resolver, resolver[{urls.index(False)}] is not"
+        instead = "addresses beside resolvers are 'static:10.0.0.1:8080,10.0.0.2:8080'"
+        raise ConfigError([Fault("resolver", f"must hold addresses or resolver URLs, never both: {found}; {instead}")])
     from meshlib.discovery.failover import Failover
 
     return Failover(*entries)
@@ -167,7 +168,9 @@ def _balancer(value: Any) -> str | None:
 
 def _host(value: Any) -> str | None:
     usable = value is None or (isinstance(value, str) and value.isascii() and value.isprintable() and " " not in value)
-    return None if usable and value != "" else "must be None, 'endpoint' or a header value"
+    return (
+        None if usable and value != "" else "must be None, 'endpoint' or a header value, for example 'orders.internal'"
+    )
 
 
 def faults_among(services: Iterable[Any]) -> list[Fault]:

@@ -693,14 +693,6 @@ def test_no_call_is_lost_while_settings_change(fleet: list[Upstream]) -> None:
     assert sum(calls) > 100
 
 
-def test_updates_stopped_halfway_in_a_parent_do_not_hold_up_a_child() -> None:
-    mesh = Mesh(Service("orders", [A]))
-    mesh._changing.acquire()
-    mesh._forget()
-    mesh.update(Service("orders", [B]))
-    assert places(mesh) == [B]
-
-
 def test_grace_is_as_for_endpoints_that_a_resolver_takes_away(upstream: Upstream, monkeypatch: Any) -> None:
     monkeypatch.setattr(updates, "GRACE", 0.2)
     upstream.script({"fault": "drip", "size": 200, "interval": 0.05})

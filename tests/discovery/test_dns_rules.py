@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import pickle
+import subprocess
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
@@ -481,8 +484,11 @@ def test_many_names_take_few_descriptors(monkeypatch: pytest.MonkeyPatch) -> Non
         errors = await asyncio.gather(*(name.resolve("orders", None) for name in names), return_exceptions=True)
         assert {type(error) for error in errors} == {ResolveError}
 
-    asyncio.run(main())
+    for _ in range(3):
+        asyncio.run(main())
     assert max(under_way) == nameservers.AT_ONCE
+    gc.collect()
+    assert len(nameservers._rooms) == 1, "a loop that is over is kept no longer than to the next one"
 
 
 def test_D3_one_way_to_write_a_resolver() -> None:
@@ -562,3 +568,31 @@ def test_D3_any_text_is_a_resolver_or_a_config_error(name: str, query: str) -> N
         except ConfigError:
             continue
         assert kind.from_url(made.source) == made
+
+
+# Imports
+
+READY = """
+import sys
+from meshlib import Mesh, Service
+
+mesh = Mesh(Service("users", sys.argv[1]))
+before = set(sys.modules)
+mesh.wait_ready(30)
+mesh.close()
+print(sorted(sys.modules.keys() - before))
+"""
+
+
+def test_S3_an_answer_imports_nothing(server: ToyDns) -> None:
+    """A child that is forked meanwhile would never have endpoints: its thread would wait for the import's end."""
+    url = f"dns+srv://{SRV}?nameserver={server.place}"
+    done = subprocess.run([sys.executable, "-c", READY, url], capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.stderr) == ("[]\n", "")
+
+
+def test_S3_names_of_any_resolver_are_looked_up_without_an_import() -> None:
+    program = "import sys; from meshlib import Mesh, Service; Mesh(Service('users', ['users.internal:80']));"
+    program += "print('meshlib.discovery.dns' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.stderr) == ("True\n", "")

@@ -117,8 +117,11 @@ def test_every_fault_of_a_file_is_listed_with_its_place(tmp_path: Path) -> None:
         ('["u:secret@10.0.0.1"]', "endpoints[0]: must be 'host:port'"),
         ("[80]", "endpoints[0]: must be 'host:port' or a table with host and port, got 80"),
         ('[["secret"]]', "endpoints[0]: must be 'host:port' or a table with host and port, got a list"),
-        ('{"endpoints": {"password": "secret"}}', "endpoints: must be a list, got a table"),
-        ("null", "endpoints: must be a list, got None"),
+        (
+            '{"endpoints": {"password": "secret"}}',
+            "endpoints: must be a list, for example ['10.0.0.1:8080'], got a table",
+        ),
+        ("null", "endpoints: must be a list, for example ['10.0.0.1:8080'], got None"),
         ("{}", "endpoints: must be given, for example endpoints = ['10.0.0.1:8080']"),
         ('{"endpoints": [], "a\\nb": 1}', "'a\\nb': must not be there"),
         ("", "JSON: must be well-formed: "),

@@ -129,6 +129,20 @@ def test_a_lifespan_without_its_mesh_says_how_it_is_given() -> None:
         FastAPI(lifespan=lifespan).router.lifespan_context(FastAPI())
 
 
+def test_what_is_given_as_a_mesh_has_to_be_one() -> None:
+    mesh: Any = "mesh"
+    for made, usage in [
+        (lambda: MeshMiddleware(Starlette(), mesh=mesh), "add_middleware(MeshMiddleware, mesh=mesh)"),
+        (lambda: lifespan(mesh), "FastAPI(lifespan=lifespan(mesh))"),
+        (lambda: client("orders", mesh=mesh), "client('orders', mesh=mesh)"),
+        (lambda: sync_client("orders", mesh=mesh), "sync_client('orders', mesh=mesh)"),
+        (lambda: status_router(mesh), "status_app(mesh, auth=...)"),
+    ]:
+        with pytest.raises(TypeError) as told:
+            made()
+        assert str(told.value) == f"mesh must be a Mesh, {usage}, got str"
+
+
 def test_a_lifespan_that_is_a_bare_generator_is_refused() -> None:
     async def own(app: FastAPI) -> AsyncIterator[None]:
         yield

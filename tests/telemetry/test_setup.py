@@ -232,7 +232,10 @@ os._exit(0 if not sys.stdout.flush() else 1)
     ("given", "said"),
     [
         ({"service_name": "", "console": True}, "setup.service_name: must be text"),
-        ({"service_name": "a", "prometheus_port": 70000}, "setup.prometheus_port: must be a port, got 70000"),
+        (
+            {"service_name": "a", "prometheus_port": 70000},
+            "setup.prometheus_port: must be a port, for example 9464, got 70000",
+        ),
         ({"service_name": "a", "otlp": "collector:4318"}, "setup.otlp: must be a URL"),
         ({"service_name": "a"}, "setup: nobody would see anything"),
     ],

@@ -380,6 +380,119 @@ client.close()
     assert run(program, upstream) == [{"wrong": 0, "many": True, "in_flight": 0}]
 
 
+# Imports
+
+
+FIRST = {
+    "call": "",
+    "update": "mesh.update(Service('orders', [address, 'localhost:' + address.rpartition(':')[2]]))",
+    "call that is traced": "",
+}
+
+PROVIDER = """
+from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
+
+trace.set_tracer_provider(TracerProvider())
+"""
+
+
+@pytest.mark.parametrize("first", FIRST)
+def test_S3_forks_amid_another_threads_first(no_leaks: None, upstream: Upstream, first: str) -> None:
+    # A child would wait for ever for a module that the other thread was importing.
+    program = f"""
+{PROVIDER if first == "call that is traced" else ""}
+def first():
+    {FIRST[first]}
+    with mesh.client("orders") as client:
+        client.get("/first")
+
+def child():
+    signal.alarm(10)
+    first()
+
+other = threading.Thread(target=first)
+other.start()
+pids = []
+while len(pids) < 8 and (other.is_alive() or not pids):
+    pids.append(fork(child))
+    time.sleep(0.01)
+join(*pids)
+other.join()
+"""
+    assert run(program, upstream) == []
+
+
+def test_S3_a_fork_waits_for_an_update(no_leaks: None, upstream: Upstream) -> None:
+    program = """
+class Slow:
+    def prepare(self, nodes, rng):
+        preparing.set()
+        time.sleep(0.3)
+        return lambda now, key: iter(nodes)
+
+preparing = threading.Event()
+other = threading.Thread(target=lambda: mesh.update(Service("users", [address], balancer=Slow())))
+other.start()
+preparing.wait()
+
+def child():
+    with mesh.client("users") as client:
+        tell(status=client.get("/").status_code)
+
+join(fork(child))
+other.join()
+"""
+    assert run(program, upstream) == [{"status": 200}]
+
+
+NOTHING_IS_IMPORTED = """
+from meshlib.fork import whole
+
+class Noting:
+    # Python asks it for every module that is not there yet.
+    def find_spec(self, name, path, target=None):
+        if not whole._is_owned():
+            noted.append(name)
+
+async def ask():
+    async with mesh.async_client("orders") as client:
+        await client.get("/async")
+    await mesh.aclose()
+
+noted = []
+sys.meta_path.insert(0, Noting())
+with mesh.client("orders") as client:
+    client.get("/sync")
+asyncio.run(ask())
+mesh.snapshot()
+if is_followed:  # a change of its file is an update
+    mesh.update(service)
+mesh.close()
+tell(noted=noted)
+"""
+
+MESHES = {
+    "a list": "Mesh(service)",
+    "passthrough": "Mesh(service, passthrough=True)",
+    "a file of endpoints": "Mesh(Service('orders', 'file:endpoints.toml'))",
+    "a file that is followed": "Mesh.from_toml('mesh.toml', reload=True)",
+    "traced": "Mesh(service, tracer_provider=TracerProvider())",
+}
+
+
+@pytest.mark.parametrize("made", MESHES)
+def test_S3_calls_import_nothing_that_a_fork_does_not_wait_for(
+    no_leaks: None, upstream: Upstream, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, made: str
+) -> None:
+    (tmp_path / "endpoints.toml").write_text(f'endpoints = ["{upstream.address}"]')
+    (tmp_path / "mesh.toml").write_text(f'services.orders.resolver = ["{upstream.address}"]')
+    monkeypatch.chdir(tmp_path)
+    program = "from opentelemetry.sdk.trace import TracerProvider\n" if made == "traced" else ""
+    program += f"is_followed, mesh = {made == 'a file that is followed'}, {MESHES[made]}\n"
+    assert run(program + NOTHING_IS_IMPORTED, upstream) == [{"noted": []}]
+
+
 # gunicorn --preload
 
 APP = """

@@ -31,6 +31,8 @@ LONGEST = 300
 SECRET = 4
 """Characters from which on a value of the environment is hidden wherever it stands: fewer are in any sentence."""
 
+EXAMPLE = "for example resolver = ['10.0.0.1:8080']"
+
 PLACEHOLDER = ("127.0.0.1:1",)
 """Stands in for endpoints that are at fault, so that the other settings are looked at all the same."""
 
@@ -145,7 +147,7 @@ class _Reader:
         if "resolver" not in table:
             near = get_close_matches(str(name), [str(other) for other in others], n=1)
             meant = f"; did you mean {_inside('services', near[0])}?" if near else ""
-            self._fault(f"{path}.resolver", f"must be given, for example resolver = ['10.0.0.1:8080']{meant}")
+            self._fault(f"{path}.resolver", f"must be given, {EXAMPLE}{meant}")
         given.setdefault("resolver", PLACEHOLDER)
         made: Service | None = self._made(lambda: Service(usable or "orders", **given), path, table, before)
         tls = given.get("tls")
@@ -180,7 +182,7 @@ class _Reader:
         if isinstance(raw, list | tuple):
             return self._list(key, raw, path)
         if _is_toml(raw) and (key.table is not None or key.is_code):
-            known = "" if key.table is None else f"a table (known: {', '.join(keys_of(key.table))})"
+            known = "" if key.table is None else f"a table{_example_of(key)} (known: {', '.join(keys_of(key.table))})"
             return self._fault(path, f"must be {known or 'set in code: it is a function'}, got {raw!r:.100}")
         if isinstance(raw, str):
             return self._path_or_text(key, self._text(raw, path))
@@ -197,7 +199,7 @@ class _Reader:
 
     def _settings(self, key: Key, raw: Mapping[Any, Any], path: str) -> Any:
         if key.table is None:
-            return self._fault(path, "must not be a table")
+            return self._fault(path, f"must not be a table{_example_of(key)}")
         kind = key.table
         before = len(self.faults)
         given = self._given(kind, raw, path)
@@ -211,9 +213,9 @@ class _Reader:
 
     def _list(self, key: Key, raw: Sequence[Any], path: str) -> Any:
         if key.items is None:
-            return self._fault(path, "must not be a list")
+            return self._fault(path, f"must not be a list{_example_of(key)}")
         if any(isinstance(each, Mapping | list | tuple) for each in raw):
-            return self._fault(path, "must be a list of values, not of lists or tables")
+            return self._fault(path, f"must be a list of values, not of lists or tables{_example_of(key)}")
         if not all(self._fits(each, path) for each in raw):
             return None
         return [self._text(each, path) if isinstance(each, str) else each for each in raw]
@@ -223,10 +225,10 @@ class _Reader:
             return self._anchored(self._text(raw, path))
         if not isinstance(raw, list | tuple):
             if isinstance(raw, Mapping) or _is_toml(raw):
-                self._fault(path, "must be a URL, or a list of addresses, tables or URLs")
+                self._fault(path, f"must be a URL, or a list of addresses, tables or URLs, {EXAMPLE}")
             return raw
         if any(isinstance(each, list | tuple) for each in raw):
-            return self._fault(path, "must be a list of addresses, tables or URLs, not of lists")
+            return self._fault(path, f"must be a list of addresses, tables or URLs, not of lists, {EXAMPLE}")
         entries = [self._entry(each, path) for each in raw]
         if not any(isinstance(each, dict) for each in entries):
             return entries
@@ -301,7 +303,8 @@ class _Reader:
             raw = in_toml(raw.text)
         if isinstance(raw, Mapping):
             return raw
-        self._fault(path or "configuration", f"must be a table, got {type(raw).__name__}")
+        example = "services.orders" if path in ("", "services") else path
+        self._fault(path or "configuration", f"must be a table, for example [{example}], got {type(raw).__name__}")
         return {}
 
     def _unknown(self, path: str, table: Mapping[Any, Any], known: Iterable[str]) -> None:
@@ -342,6 +345,18 @@ def in_toml(text: str) -> Any:
     except (ValueError, RecursionError):
         return text
     return found["value"] if found.keys() == {"value"} else text
+
+
+def _example_of(key: Key) -> str:
+    """How its value is written: as its default, or, of a table, with the first setting in it."""
+    if key.table is not None:
+        first = next(iter(keys_of(key.table).values()))
+        needed = "'/healthz'" if str in first.takes else 100
+        return f", for example {key.name} = {{{first.name} = {needed if first.is_required else repr(first.default)}}}"
+    if isinstance(key.default, frozenset):
+        return f", for example {key.name} = {sorted(key.default)}"
+    is_telling = isinstance(key.default, str | int | float) and not isinstance(key.default, bool) and key.default != ""
+    return f", for example {key.name} = {key.default!r}" if is_telling else ""
 
 
 def _shown(value: str) -> tuple[str, ...]:

@@ -15,6 +15,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeVar
 from weakref import WeakKeyDictionary
 
+from meshlib.discovery.dns import Dns
+from meshlib.discovery.failover import Failover, merged
 from meshlib.discovery.resolver import Resolver
 from meshlib.discovery.watch import Watch, Watches
 from meshlib.endpoint import Endpoint, Place
@@ -205,24 +207,18 @@ class Feed:
         for gone in self._names.keys() - names:
             self._watches.leave(self._names.pop(gone), self._stir)
         for host, port in names - self._names.keys():
-            from meshlib.discovery.dns import Dns
-
             watch = self._watches.follow(Dns(host, port), self.service.name, self._stir)
             self._names[host, port] = watch
 
 
 def parts_of(resolver: Resolver) -> tuple[Resolver, ...]:
     """The resolvers that are watched each on its own: those of a failover, else the resolver itself."""
-    from meshlib.discovery.failover import Failover
-
     return resolver.parts if isinstance(resolver, Failover) else (resolver,)
 
 
 def _merged(answers: Sequence[tuple[Endpoint, ...]]) -> Sequence[Endpoint]:
     if len(answers) == 1:
         return answers[0]
-    from meshlib.discovery.failover import merged
-
     return merged(answers)
 
 

@@ -6,9 +6,12 @@ is broken: whoever watches it does. A fault is shown with its place in the file 
 
 from __future__ import annotations
 
+import json
 import os
 import stat
 import time
+import tomllib
+from codecs import BOM_UTF8
 from collections.abc import Hashable
 from pathlib import Path
 from typing import Any
@@ -145,7 +148,7 @@ def endpoints_in(document: Any) -> tuple[Endpoint, ...]:
             faults.append(Fault("endpoints", "must be given, for example endpoints = ['10.0.0.1:8080']"))
         document = document.get("endpoints", [])
     if not isinstance(document, list):
-        faults.append(Fault("endpoints", f"must be a list, got {_kind(document)}"))
+        faults.append(Fault("endpoints", f"must be a list, for example ['10.0.0.1:8080'], got {_kind(document)}"))
         document = []
     found: dict[Place, Endpoint] = {}
     for position, entry in enumerate(document):
@@ -175,11 +178,8 @@ def _mark(state: os.stat_result) -> Hashable:
 
 
 def _parsed(content: bytes, suffix: str) -> Any:
-    import json
-    import tomllib
-
     try:
-        text = content.decode("utf-8-sig")
+        text = content.removeprefix(BOM_UTF8).decode()
         return json.loads(text) if suffix == ".json" else tomllib.loads(text)
     except RecursionError:
         raise ConfigError([Fault(suffix[1:].upper(), "must not be nested that deeply")]) from None

@@ -10,6 +10,7 @@ import asyncio
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -46,6 +47,12 @@ AT_ONCE = 64
 
 LONGEST_CHAIN = 8
 """Aliases that lead from one nameserver's answer to a further question."""
+
+BACKEND = dns.asyncbackend.get_backend("asyncio")
+
+for _kind in ("IN.A", "IN.AAAA", "IN.SRV", "ANY.CNAME", "ANY.SOA", "ANY.OPT"):
+    # dnspython imports them as they come; a child forked amid that would wait for the rest of it for ever.
+    import_module(f"dns.rdtypes.{_kind}")
 
 
 @dataclass(frozen=True)
@@ -113,7 +120,7 @@ class Nameservers:
                     tcp=self._tcp,
                     raise_on_no_answer=False,
                     search=self._search,
-                    backend=dns.asyncbackend.get_backend("asyncio"),
+                    backend=BACKEND,
                 )
         except dns.resolver.NXDOMAIN as error:
             raise ResolveError(self._nxdomain(error)) from error
@@ -145,6 +152,9 @@ _rooms: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[object, asyncio.Semaph
 
 def _room(given: tuple[tuple[str, int], ...]) -> asyncio.Semaphore:
     """Where the questions of the running loop to these nameservers find room."""
+    for loop in [reference() for reference in _rooms.keyrefs()]:
+        if loop is not None and loop.is_closed():
+            _rooms.pop(loop, None)  # a semaphore that somebody has waited for holds its loop, which is the key
     return _rooms.setdefault(asyncio.get_running_loop(), {}).setdefault(given, asyncio.Semaphore(AT_ONCE))
 
 

@@ -108,7 +108,8 @@ def _weights(query: str, count: int) -> list[float]:
         except ValueError:
             numbers = []
         if len(numbers) not in (1, count):
-            faults.append(Fault("resolver", f"must give one weight, or one for each endpoint, got {given['weight']!r}"))
+            wanted = "one weight, or one for each endpoint, for example 'static:10.0.0.1:8080,10.0.0.2:8080?weight=3,1'"
+            faults.append(Fault("resolver", f"must give {wanted}, got {given['weight']!r}"))
         else:
             weights = numbers * (count if len(numbers) == 1 else 1)
     if faults:

@@ -10,6 +10,7 @@ import inspect
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import TYPE_CHECKING, Any
 
+from meshlib.ext.given import given
 from meshlib.ext.inbound import NAMES, TOO_LATE, Inbound, Serving, checked_max_deadline
 from meshlib.ext.status import Answer, Auth, Status, StatusRequest
 
@@ -42,12 +43,13 @@ class MeshMiddleware:
         max_deadline: seconds that a request has at most, whatever its headers say. Default None: they alone decide.
 
     Raises:
+        TypeError: if `mesh` is none.
         ConfigError: if `max_deadline` is not a finite number above 0.
     """
 
     def __init__(self, app: App, mesh: Mesh | None = None, *, max_deadline: float | None = None) -> None:
         self.app = app
-        self._mesh = mesh
+        self._mesh = None if mesh is None else given(mesh, "add_middleware(MeshMiddleware, mesh=mesh)")
         self._max_deadline = checked_max_deadline(max_deadline)
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
@@ -103,7 +105,7 @@ def status_app(mesh: Mesh, *, auth: Auth | None = None) -> App:
             asks for a user and a password. Anything else, and an exception, is a 500. Default None: everybody.
 
     Raises:
-        TypeError: if `auth` cannot be called.
+        TypeError: if `mesh` is none, or `auth` cannot be called.
     """
     status = Status(mesh, auth)
 

@@ -19,6 +19,7 @@ except ModuleNotFoundError as error:
     raise ImportError("starlette is not installed: pip install 'meshlib-http[fastapi]'") from error
 
 from meshlib.ext.asgi import MESH, App, MeshMiddleware, Message, Receive, Send, StatusRequest, status_app
+from meshlib.ext.given import given
 
 if TYPE_CHECKING:
     import fastapi
@@ -49,10 +50,7 @@ def lifespan(
     Raises:
         TypeError: if `mesh` is none, or `then` an async generator function without `contextlib.asynccontextmanager`.
     """
-    from meshlib.mesh import Mesh
-
-    if not isinstance(mesh, Mesh):
-        raise TypeError(f"a lifespan is of a mesh, FastAPI(lifespan=lifespan(mesh)), got {type(mesh).__name__}")
+    given(mesh, "FastAPI(lifespan=lifespan(mesh))")
     if inspect.isasyncgenfunction(then):
         raise TypeError(f"decorate the lifespan {then.__name__} with contextlib.asynccontextmanager")
 
@@ -81,19 +79,24 @@ def client(service: str, *, mesh: Mesh | None = None) -> Any:
     Args:
         service: its name.
         mesh: whose. Default the one of the application's `lifespan`, or else of its `MeshMiddleware`.
+
+    Raises:
+        TypeError: if `mesh` is none.
     """
-    return _depends(ClientOf(service, mesh, is_sync=False))
+    return _depends(service, mesh, is_sync=False)
 
 
 def sync_client(service: str, *, mesh: Mesh | None = None) -> Any:
     """The same for a sync client, `Annotated[httpx.Client, sync_client("orders")]`, for routes that are plain `def`."""
-    return _depends(ClientOf(service, mesh, is_sync=True))
+    return _depends(service, mesh, is_sync=True)
 
 
-def _depends(dependency: ClientOf) -> Any:
+def _depends(service: str, mesh: Mesh | None, *, is_sync: bool) -> Any:
     from fastapi import Depends
 
-    return Depends(dependency)
+    if mesh is not None:
+        given(mesh, f"{'sync_' * is_sync}client({service!r}, mesh=mesh)")
+    return Depends(ClientOf(service, mesh, is_sync))
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ except ModuleNotFoundError as error:
     raise ImportError("flask is not installed: pip install 'meshlib-http[flask]'") from error
 
 from meshlib.errors import ResolveError
+from meshlib.ext.given import given
 from meshlib.ext.status import StatusRequest
 from meshlib.ext.wsgi import MeshMiddleware, status_app
 from meshlib.fork import inherited
@@ -58,6 +59,9 @@ class FlaskMesh:
         register: what `mesh.register(...)` gives: entered once in each worker, with its first request or by `start`,
             and left when that process ends.
         status_auth: who may see the status page; see `meshlib.ext.wsgi.status_app`.
+
+    Raises:
+        TypeError: if `mesh` is none.
     """
 
     def __init__(
@@ -68,9 +72,7 @@ class FlaskMesh:
         register: AbstractContextManager[Any] | None = None,
         status_auth: Auth | None = None,
     ) -> None:
-        if mesh is not None and not isinstance(mesh, Mesh):
-            raise TypeError(f"FlaskMesh takes a Mesh first, FlaskMesh(mesh, app), got {type(mesh).__name__}")
-        self._mesh = mesh
+        self._mesh = None if mesh is None else given(mesh, "FlaskMesh(mesh, app)")
         self._presence = None if register is None else Presence(register)
         self._status_auth = status_auth
         if app is not None:

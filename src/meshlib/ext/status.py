@@ -20,6 +20,7 @@ from string import Template
 from typing import TYPE_CHECKING, Any
 
 import meshlib
+from meshlib.ext.given import given
 
 if TYPE_CHECKING:
     from meshlib.mesh import Mesh
@@ -84,13 +85,13 @@ class Status:
         auth: who may see it; None for everybody.
 
     Raises:
-        TypeError: if `auth` cannot be called.
+        TypeError: if `mesh` is none, or `auth` cannot be called.
     """
 
     def __init__(self, mesh: Mesh, auth: Auth | None) -> None:
+        self._mesh = given(mesh, "status_app(mesh, auth=...)")
         if auth is not None and not callable(auth):
             raise TypeError(f"auth must be a function of a StatusRequest, or None, got {type(auth).__name__}")
-        self._mesh = mesh
         self._auth = auth
         self._page = _page()
         self._snapshot: tuple[float, bytes] | None = None

@@ -98,7 +98,7 @@ def status_app(mesh: Mesh, *, auth: Auth | None = None) -> WSGIApplication:
             and a password. Anything else, and an exception, is a 500. Default None: everybody.
 
     Raises:
-        TypeError: if `auth` cannot be called, or is async, for which there is no event loop here.
+        TypeError: if `mesh` is none, or `auth` cannot be called or is async, for which there is no event loop here.
     """
     if inspect.iscoroutinefunction(auth):
         raise TypeError("auth must not be async in a WSGI app")

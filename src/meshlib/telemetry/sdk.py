@@ -114,7 +114,7 @@ def _check(service_name: Any, prometheus_port: Any, otlp: Any, console: bool) ->
         faults.append(Fault("setup.service_name", f"must be text, for example 'checkout', got {service_name!r}"))
     is_port = isinstance(prometheus_port, int) and 0 <= prometheus_port < 65536
     if prometheus_port is not None and not is_port:
-        faults.append(Fault("setup.prometheus_port", f"must be a port, got {prometheus_port!r}"))
+        faults.append(Fault("setup.prometheus_port", f"must be a port, for example 9464, got {prometheus_port!r}"))
     if isinstance(otlp, str) and not otlp.startswith(("http://", "https://")):
         faults.append(Fault("setup.otlp", "must be a URL, for example 'http://127.0.0.1:4318'"))
     if prometheus_port is None and not otlp and not console:

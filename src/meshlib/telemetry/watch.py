@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Mapping
+from importlib import import_module
 from math import inf
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
-from meshlib.fork import inherited
+from meshlib.fork import inherited, whole
 from meshlib.telemetry.providers import may_change, recording
 from meshlib.validation import ConfigError, Fault
 
@@ -135,6 +136,8 @@ class Telemetry:
         found_meters = self._meters or recording(meters, "opentelemetry.metrics", "get_meter_provider")
         found_tracers = self._tracers or recording(tracers, "opentelemetry.trace", "get_tracer_provider")
         is_new = found_meters is not self._meters or found_tracers is not self._tracers
+        if is_new:
+            _load()  # before a child that is forked meanwhile sees that there are providers
         self._meters, self._tracers = found_meters, found_tracers
         is_settled = (found_meters or not may_change(meters)) and (found_tracers or not may_change(tracers))
         self.looks_at = inf if is_settled else self._clock() + EVERY
@@ -183,10 +186,18 @@ def _check(meter_provider: Any, tracer_provider: Any) -> None:
         raise ConfigError(faults)
 
 
-def _version() -> str:
-    from importlib.metadata import PackageNotFoundError, version
+def _load() -> None:
+    """Import what calls leave their trails with."""
+    with whole:
+        for name in ("observed", "recorded", "trail"):
+            import_module(f"meshlib.telemetry.{name}")
 
-    try:
-        return version("meshlib-http")
-    except PackageNotFoundError:  # it runs from its sources
-        return ""
+
+def _version() -> str:
+    with whole:  # looking imports more, as it goes
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            return version("meshlib-http")
+        except PackageNotFoundError:  # it runs from its sources
+            return ""

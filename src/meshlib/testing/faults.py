@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from meshlib.endpoint import Endpoint, Place, place_of
 from meshlib.testing.clock import ManualClock
-from meshlib.validation import ConfigError, Fault, number
+from meshlib.validation import ConfigError, Fault, number, optional
 
 if TYPE_CHECKING:
     from meshlib.core.report import Attempt
@@ -75,11 +75,11 @@ def faults(
     mesh: Mesh,
     service: str,
     *,
-    fail: float = 0.0,
+    fail: float | None = None,
     status: int | None = None,
-    hang: float = 0.0,
-    refuse: float = 0.0,
-    latency: float = 0.0,
+    hang: float | None = None,
+    refuse: float | None = None,
+    latency: float | None = None,
     endpoint: Endpoint | Place | str | None = None,
     rng: random.Random | None = None,
 ) -> Iterator[Faults]:
@@ -87,6 +87,8 @@ def faults(
 
     What is to fail reaches no server, so there need not be one. Of several blocks around a call all count. Health
     checks are not touched. On a mesh with a `ManualClock` the time that passes is the clock's.
+
+    Of `fail`, `hang`, `refuse` and `latency` at least one is given; it may be 0.
 
     Args:
         mesh, service: whose attempts.
@@ -100,22 +102,28 @@ def faults(
 
     Raises:
         UnknownService: if the service is not declared.
-        ConfigError: if a share is not one, or they are more than 1 together.
+        ConfigError: if no fault is given, a share is not one, or they are more than 1 together.
         ValueError: if the service has no such endpoint.
     """
     cluster = mesh._cluster(service)
-    shares: dict[Kind, float] = {"fail": fail, "hang": hang, "refuse": refuse}
+    given: dict[Kind, float | None] = {"fail": fail, "hang": hang, "refuse": refuse}
+    shares: dict[Kind, float] = {kind: share for kind, share in given.items() if share is not None}
     _check(shares, status, latency)
     place = None if endpoint is None else place_of(endpoint)
     if place is not None and cluster.is_known and not cluster.has(place):
         known = ", ".join(node.endpoint for node in mesh.snapshot()[service].nodes[:SHOWN])
         raise ValueError(f"{service} has no endpoint {endpoint} (known: {known or 'none'})")
-    played = Faults(shares, status, latency, place, rng or random.Random(1))
+    played = Faults(shares, status, latency or 0.0, place, rng or random.Random(1))
     with _stage.plays(cluster, played):
         yield played
 
 
-def _check(shares: dict[Kind, float], status: Any, latency: float) -> None:
+def _check(shares: dict[Kind, float], status: Any, latency: Any) -> None:
+    if not shares and status is None and latency is None:
+        nothing = (
+            "nothing is to go wrong: give fail=, hang= or refuse=, shares of the attempts, or latency=, in seconds"
+        )
+        raise ConfigError([Fault("faults", f"{nothing}, for example faults(mesh, 'orders', fail=0.3)")])
     found = [
         Fault(f"faults.{name}", f"{wrong} (a share of the attempts: 1 is all of them), got {value!r}")
         for name, value in shares.items()
@@ -125,9 +133,9 @@ def _check(shares: dict[Kind, float], status: Any, latency: float) -> None:
         found.append(Fault("faults", f"fail, hang and refuse must be 1 at most together, got {sum(shares.values()):g}"))
     if status is not None and not (isinstance(status, int) and 200 <= status <= 599):
         found.append(Fault("faults.status", f"must be from 200 to 599, got {status!r}"))
-    if status is not None and not shares["fail"]:
+    if status is not None and not shares.get("fail"):
         found.append(Fault("faults.status", "says how attempts fail: give fail=, the share of those that do"))
-    if wrong := number(at_least=0)(latency):
+    if wrong := optional(number(at_least=0))(latency):
         found.append(Fault("faults.latency", f"{wrong} (seconds), got {latency!r}"))
     if found:
         raise ConfigError(found)
