@@ -1,6 +1,6 @@
 """Where no resolver may send us (rule D5).
 
-The guard is `Watch._admitted`, which asks `admission.is_forbidden`; each test that has another one says so.
+The guard is `Watch._admitted`, which asks `forbidden.is_forbidden`; each test that has another one says so.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from toy_dns import ToyDns
 
 from meshlib import ConfigError, Endpoint, HealthCheck, Mesh, ResolveError, Service
 from meshlib.discovery import Resolution, Static, hosts
-from meshlib.discovery.admission import is_forbidden
+from meshlib.forbidden import is_forbidden
 from meshlib.testing import Upstream
 from waiting import until
 

@@ -51,6 +51,8 @@ def test_lengths_of_time_have_no_exponent_which_consul_would_refuse() -> None:
         ({"port": 0}, "register.port: must be >= 1"),
         ({"name": "or ders"}, "register.name: must be 1 to 128 letters"),
         ({"host": "http://x"}, "register.host: must be an IP address"),
+        ({"host": "0.0.0.0"}, "register.host: must be an address that others can call; leave it out"),
+        ({"host": "fe80::1"}, "register.host: must be an address that others can call; leave it out"),
         ({"tags": "v2"}, "register.tags: must be a list of texts"),
         ({"meta": {"a b": "c"}}, "register.meta: must be at most 64 texts"),
         ({"weight": 0.5}, "register.weight: must be a whole number"),

@@ -19,13 +19,14 @@ from dataclasses import replace
 from typing import Any
 
 from meshlib.cli.findings import Finding, shown_as
-from meshlib.discovery.admission import in_words, is_forbidden
+from meshlib.discovery.admission import in_words
 from meshlib.discovery.failover import Failover
 from meshlib.discovery.feed import parts_of
 from meshlib.discovery.resolver import Resolution, Resolver, source_of
 from meshlib.discovery.schemes import resolver_of
 from meshlib.discovery.static import Static
 from meshlib.errors import ConfigError, ResolveError
+from meshlib.forbidden import is_forbidden
 
 SHORTEST, LONGEST = 1.0, 3600.0
 """Seconds from one question to the next."""

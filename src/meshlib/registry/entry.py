@@ -15,6 +15,7 @@ from typing import Any
 from meshlib.consul import ConsulAgent
 from meshlib.consul_url import read_agent
 from meshlib.endpoint import Endpoint
+from meshlib.forbidden import is_forbidden
 from meshlib.validation import ConfigError, Fault, check, number, ruled, whole
 
 CHECKS = ("ttl", "http", "tcp")
@@ -125,9 +126,13 @@ class Entry:
         if self.host is None:
             return
         try:
-            object.__setattr__(self, "host", Endpoint(self.host, 1).host)
+            host = Endpoint(self.host, 1).host
         except ConfigError as error:
             raise ConfigError(Fault("host", each.message) for each in error.faults) from None
+        if is_forbidden(host):
+            instead = "leave it out for that of Consul's agent"
+            raise ConfigError([Fault("host", f"must be an address that others can call; {instead}, got {self.host!r}")])
+        object.__setattr__(self, "host", host)
 
     def _settle_agent(self) -> None:
         settings = read_agent(self.at)

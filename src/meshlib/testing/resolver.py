@@ -12,9 +12,9 @@ import threading
 import time
 from collections.abc import Iterable
 
-from meshlib.discovery.admission import is_forbidden
 from meshlib.discovery.resolver import Resolution
 from meshlib.endpoint import Endpoint
+from meshlib.forbidden import is_forbidden
 from meshlib.fork import inherit
 
 PATIENCE = 5.0
