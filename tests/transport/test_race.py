@@ -293,7 +293,15 @@ def test_C7_cancelling_a_race_drops_both(pair: list[Upstream], name: str, first:
     assert {node.state for node in mesh.snapshot()["orders"].nodes} == {"closed"}
 
 
-def test_C7_a_thread_that_is_interrupted_in_a_race_drops_both(pair: list[Upstream]) -> None:
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Whatever started the tests: who is started in the background by a shell ignores SIGINT."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_C7_a_thread_that_is_interrupted_in_a_race_drops_both(interruptible: None, pair: list[Upstream]) -> None:
     for each in pair:
         each.script(then=HANG)
     mesh = in_order(*pair)
