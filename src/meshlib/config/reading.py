@@ -20,7 +20,7 @@ from meshlib.config.tables import BALANCERS, Key, Options, balancer_named, keys_
 from meshlib.discovery.file import endpoints_in
 from meshlib.policy import TLS
 from meshlib.service import Service
-from meshlib.validation import ConfigError, Fault
+from meshlib.validation import ConfigError, Fault, meant
 
 LARGEST_WHOLE = 2**63
 """Whole numbers of TOML have 64 bits."""
@@ -383,8 +383,7 @@ def _stray(name: Any, value: Any) -> Fault:
 
 
 def _meant(name: str, known: Iterable[str]) -> str:
-    near = get_close_matches(name.lower().replace("-", "_"), tuple(known), n=1)
-    return f"; did you mean {near[0]!r}?" if near else ""
+    return meant(name.lower().replace("-", "_"), known)
 
 
 def _inside(path: str, name: Any) -> str:

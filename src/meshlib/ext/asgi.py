@@ -127,7 +127,7 @@ async def _answer(status: Status, request: StatusRequest) -> Answer:
         if inspect.isawaitable(permission):
             permission = await permission
         return status.answer(request, permission)
-    except Exception as error:
+    except Exception as error:  # of `auth`, which is the application's: a 500, and its log has it
         return status.failure(request, error)
 
 

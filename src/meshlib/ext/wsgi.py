@@ -115,7 +115,7 @@ def status_app(mesh: Mesh, *, auth: Auth | None = None) -> WSGIApplication:
 def _answer(status: Status, request: StatusRequest) -> Answer:
     try:
         return status.answer(request, status.permission(request))
-    except Exception as error:
+    except Exception as error:  # see `meshlib.ext.asgi`
         return status.failure(request, error)
 
 

@@ -23,7 +23,7 @@ import httpcore
 from meshlib.endpoint import joined
 from meshlib.fork import close_inherited, inherited
 from meshlib.policy import TLS
-from meshlib.transport.tls import IdentityError, context_for, unproven, whom, why_stranger
+from meshlib.transport.tls import IdentityError, context_for, is_plain, unproven, whom, why_stranger
 
 Clock = Callable[[], float]
 
@@ -373,18 +373,11 @@ def connect_error(error: Exception | None, dial: Dial) -> Exception:
         stranger.__cause__ = wrong
         return stranger
     said = (isinstance(error, OSError) and error.strerror) or str(error) or "the peer closed the connection"
-    if _is_plain(error):
+    if is_plain(error):
         said = f"it does not answer in TLS ({said})"
     refused = httpcore.ConnectError(f"connecting to {dial} failed: {said}")
     refused.__cause__ = error
     return refused
-
-
-def _is_plain(error: BaseException | None) -> bool:
-    """Whether OpenSSL was answered in plain text: all that it says of that is that the version is wrong."""
-    while error is not None and not isinstance(error, ssl.SSLError):
-        error = error.__cause__
-    return error is not None and error.reason == "WRONG_VERSION_NUMBER"
 
 
 def socket_info(sock: Any, info: str, stream: Any) -> Any:

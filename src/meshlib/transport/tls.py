@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from time import monotonic
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 from weakref import WeakValueDictionary, finalize
 
 import httpcore
@@ -25,6 +25,8 @@ import httpcore
 from meshlib.policy import TLS
 from meshlib.transport.trust import trusting
 from meshlib.validation import ConfigError, Fault, shown, trust_domain_of
+
+E = TypeVar("E", bound=BaseException)
 
 logger = logging.getLogger("meshlib.transport")
 
@@ -177,7 +179,18 @@ def why_stranger(tls: TLS, peer: Any) -> str | None:
 
 def unproven(error: BaseException | None) -> ssl.SSLCertVerificationError | None:
     """The failed check of a certificate that is behind an exception, if there is one."""
-    while error is not None and not isinstance(error, ssl.SSLCertVerificationError):
+    return _behind(error, ssl.SSLCertVerificationError)
+
+
+def is_plain(error: BaseException | None) -> bool:
+    """Whether OpenSSL was answered in plain text: all that it says of that is that the version is wrong."""
+    found = _behind(error, ssl.SSLError)
+    return found is not None and found.reason == "WRONG_VERSION_NUMBER"
+
+
+def _behind(error: BaseException | None, kind: type[E]) -> E | None:
+    """The first exception of a kind among an exception and its causes."""
+    while error is not None and not isinstance(error, kind):
         error = error.__cause__
     return error
 
